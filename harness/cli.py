@@ -1,0 +1,227 @@
+"""The command line: parse, call one function, print. Results on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from harness.plan import Sweep
+    from harness.site import Site
+    from harness.store import Store
+
+app = typer.Typer(
+    name="harness",
+    help="The bench on which multimodal fusion is settled: one YAML file in, tables out.",
+    rich_markup_mode=None,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+File = Annotated[Path, typer.Argument(help="Sweep file, e.g. sweeps/table3.yaml.")]
+Preset = Annotated[str | None, typer.Option(help="Preset of the sweep; its first one by default.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="KEY=VALUE, e.g. train.epochs=3: change every run. Repeatable."),
+]
+
+
+@app.command("list")
+def list_plugins(
+    name: Annotated[str | None, typer.Argument(help="Only plugins whose name holds this.")] = None,
+) -> None:
+    """Show every fusion, encoder and dataset with its options, defaults and source.
+
+    Example: harness list mamba
+    """
+    from harness.listing import listing
+
+    print(listing(name or ""))
+
+
+@app.command()
+def plan(file: File, preset: Preset = None, set_: Set = None) -> None:
+    """Show each run of FILE, its state, and why it would be run or skipped. Changes nothing.
+
+    Example: harness plan sweeps/table3.yaml --preset demo
+    """
+    _print_plan(_planned(file, preset, set_), _store()[0])
+
+
+@app.command()
+def sweep(
+    file: File,
+    preset: Preset = None,
+    set_: Set = None,
+    launcher: Annotated[str, typer.Option(help="inline | local")] = "local",
+    jobs: Annotated[int | None, typer.Option(help="Runs at once (local).", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of each run.", min=1)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Run again what failed before.")] = False,
+    stale: Annotated[
+        str, typer.Option(help="keep | rerun results made by code that has changed since.")
+    ] = "keep",
+) -> None:
+    """Bring every run of FILE to a result: skip what is done, resume what was interrupted.
+
+    Example: harness sweep sweeps/table3.yaml --jobs 2
+    """
+    _one_of("--launcher", launcher, ("inline", "local"))
+    _one_of("--stale", stale, ("keep", "rerun"))
+    planned = _planned(file, preset, set_)
+    store, site = _store()
+    if dry_run:
+        _print_plan(planned, store)
+        return
+    import harness.track as track
+    from harness.launch import launch
+    from harness.states import stale_runs
+
+    track.prepare(store, site.mlflow_uri)
+    store.write_sweep(planned.record())
+    jobs, threads = _shares(jobs or site.jobs, threads or site.threads, launcher)
+    rerun = stale_runs(planned, store) if stale == "rerun" else []
+    outcome = launch(store, planned, launcher, jobs, threads, retry, rerun)
+    track.collect(store, site.mlflow_uri)
+    _print_outcome(outcome, planned)
+
+
+def _print_outcome(outcome: object, planned: Sweep) -> None:
+    from harness.launch import Outcome
+
+    assert isinstance(outcome, Outcome)
+    total = len({run.run_id for run in planned.runs})
+    print(
+        f"{planned.name}: {total} runs: {len(outcome.done)} done now, {len(outcome.skipped)} done "
+        f"before, {len(outcome.failed)} failed",
+        file=sys.stderr,
+    )
+    names = {run.run_id: f"{run.label}, seed {run.spec.seed}" for run in planned.runs}
+    for run_id, why in outcome.failed.items():
+        print(f"FAILED  {run_id}  {names[run_id]}: {why}", file=sys.stderr)
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def run(
+    spec: Annotated[Path, typer.Argument(help="spec.json of a run folder.")],
+    threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 1,
+) -> None:
+    """Do one planned run in this process, exactly as a launcher would.
+
+    Example: harness run runs/430fc231dd0a/spec.json
+    """
+    from harness.lease import LeaseTaken
+    from harness.progress import Live
+    from harness.run import run as execute
+    from harness.store import Store
+
+    if spec.name != "spec.json" or not spec.is_file():
+        _fail(f"{spec}: give the spec.json of a run folder, e.g. runs/<run id>/spec.json")
+    folder = spec.resolve().parent
+    with Live() as live:
+        try:
+            execute(
+                Store(folder.parent),
+                folder.name,
+                lambda step, total, loss: live.update(
+                    folder.name, folder.name, step, total, f"step {step}  loss {loss:.3f}"
+                ),
+                threads,
+            )
+        except LeaseTaken as error:
+            _fail(f"{folder.name}: {error}")
+    result = Store(folder.parent).run(folder.name).result() or {}
+    for name, value in sorted(result["metrics"].items()):
+        print(f"{name:<32} {100 * value:6.2f}")
+
+
+@app.command()
+def report(
+    sweeps: Annotated[
+        list[str] | None, typer.Argument(help="Names of sweeps; all if none.")
+    ] = None,
+    preset: Preset = None,
+    tables: Annotated[str, typer.Option(help="Comma-separated, e.g. 3,4 or watch.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder; runs/report by default.")] = None,
+) -> None:
+    """Print the tables of the sweeps that were run, and write them with their figures.
+
+    Example: harness report table3
+    """
+    import harness.track as track
+    from reports.build import build
+
+    store, site = _store()
+    track.prepare(store, site.mlflow_uri)
+    track.collect(store, site.mlflow_uri)
+    wanted = [name for name in tables.split(",") if name]
+    folder = out or store.report_folder
+    print(build(store, track.uri(store, site.mlflow_uri), sweeps or [], preset, wanted, folder))
+    print(f"written to {folder}", file=sys.stderr)
+
+
+def _planned(file: Path, preset: str | None, settings: list[str] | None) -> Sweep:
+    from harness.plan import plan as make
+
+    return make(file, preset, settings or [])
+
+
+def _print_plan(planned: Sweep, store: Store) -> None:
+    from harness.states import plan_table
+
+    print(plan_table(planned, store))
+
+
+def _store() -> tuple[Store, Site]:
+    from harness.site import read_site
+    from harness.store import Store
+
+    site = read_site()
+    return Store(site.runs), site
+
+
+def _shares(jobs: int | None, threads: int | None, launcher: str) -> tuple[int, int]:
+    """Runs at once, and threads of each: all cores by default, one per run."""
+    import os
+
+    cores = os.cpu_count() or 1
+    if launcher == "inline":
+        return 1, threads or cores
+    jobs = jobs or max(1, cores // (threads or 1))
+    return jobs, threads or max(1, cores // jobs)
+
+
+def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        from harness.registry import unknown
+
+        _fail(f"{option}: {unknown(value, list(known), 'value')}")
+
+
+def _fail(message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    raise typer.Exit(2)
+
+
+def main() -> None:
+    """Entry point: user errors become one clear message and exit code 2."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if type(error).__name__ != "ConfigError":  # its module is only imported when needed
+            raise
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

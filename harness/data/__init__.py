@@ -1,0 +1,1 @@
+"""Datasets: one file or small folder each, registered by name."""

@@ -1,0 +1,37 @@
+"""Files that are either whole or not there: written beside their place, then renamed into it."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+def write_atomic(file: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Let `write` fill a temporary file, flush it to disk, and rename it to `file`."""
+    beside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with open(beside, "wb") as out:
+            write(out)
+            out.flush()
+            os.fsync(out.fileno())
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    text = json.dumps(value, indent=1, sort_keys=True) + "\n"
+    write_atomic(file, lambda out: out.write(text.encode()))
+
+
+def read_json(file: Path) -> Any | None:
+    """The JSON in `file`, or None if there is no such file."""
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,141 @@
+"""One writer per run folder, across processes and hosts.
+
+A lease is a small file: who holds it (host, boot id, pid, start time of that process), a fencing
+number that grows with every holder, and its time of change as a heartbeat. On the same host a dead
+holder frees it at once; on another host it expires `EXPIRES_SECONDS` after its last heartbeat. An
+old writer that comes back notices through the fencing number and stops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from harness.files import read_json, write_json
+
+EXPIRES_SECONDS = 300.0
+HEARTBEAT_SECONDS = 20.0
+
+
+class LeaseLost(RuntimeError):
+    """Another process took the run over; this one must not write any more."""
+
+
+class LeaseTaken(RuntimeError):
+    """Another process holds the run."""
+
+
+def me() -> dict[str, Any]:
+    """What identifies this process, also after its pid is used again."""
+    return {
+        "host": socket.gethostname(),
+        "boot": _boot_id(),
+        "pid": os.getpid(),
+        "started": _start_time(os.getpid()),
+    }
+
+
+def holder_alive(file: Path) -> bool:
+    """Whether the lease in `file` is held by a process that lives, as far as can be told."""
+    holder = read_json(file)
+    if holder is None or holder.get("released"):
+        return False
+    if (holder["host"], holder["boot"]) == (socket.gethostname(), _boot_id()):
+        started = _start_time(holder["pid"])
+        return started is not None and started == holder["started"]
+    try:
+        return time.time() - file.stat().st_mtime < EXPIRES_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+@dataclass
+class Lease:
+    """Context manager that holds the lease in `file`; raises LeaseTaken if another has it."""
+
+    file: Path
+    fence: int = 0
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Lease:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with _guard(self.file):
+            if holder_alive(self.file):
+                holder = read_json(self.file) or {}
+                raise LeaseTaken(f"process {holder.get('pid')} on {holder.get('host')} holds it")
+            self.fence = int((read_json(self.file) or {}).get("fence", 0)) + 1
+            write_json(self.file, {**me(), "fence": self.fence, "released": False})
+        threading.Thread(target=self._beat, daemon=True).start()
+        return self
+
+    def check(self) -> None:
+        """Raise LeaseLost if another process has taken the lease since."""
+        held = read_json(self.file)
+        if held is None or held.get("fence") != self.fence:
+            raise LeaseLost(f"{self.file.parent.name}: taken over by {held}")
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            try:
+                self.check()
+                os.utime(self.file)
+            except (LeaseLost, OSError):
+                return
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        with _guard(self.file):
+            held = read_json(self.file)
+            if held is not None and held.get("fence") == self.fence:
+                write_json(self.file, {**held, "released": True})
+
+
+@contextlib.contextmanager
+def _guard(file: Path) -> Iterator[None]:
+    """Keeps two processes from reading and writing one lease at once."""
+    with open(file.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _start_time(pid: int) -> str | None:
+    """Start time of a living process, None if it is gone (or only a zombie is left)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return None if fields[0] == "Z" else fields[19]
+    except FileNotFoundError:
+        if Path("/proc/self").exists():
+            return None
+    except OSError:
+        return None
+    try:  # no /proc, as on macOS: only the pid can be asked for
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return ""
+
+
+__all__ = ["Lease", "LeaseLost", "LeaseTaken", "holder_alive"]

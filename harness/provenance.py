@@ -1,0 +1,117 @@
+"""Where and with what a run was made: commit, environment, digests of the code it ran."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from harness.registry import DATASETS, ENCODERS, FUSIONS
+from harness.spec import RunSpec, file_digest
+
+ROOT = Path(__file__).resolve().parent.parent
+CORE = ("contracts", "evaluate", "feed", "model", "reference", "splits", "tokens", "train")
+"""modules of the harness that a result depends on"""
+PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "fvcore", "mlflow", "submitit")
+MAX_DIFF = 200_000
+
+
+def environment(threads: int, device: str) -> dict[str, Any]:
+    """What is stored as env.json."""
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain")),
+        "diff": (_git("diff", "HEAD") or "")[:MAX_DIFF],
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "device": device,
+        "threads": threads,
+        "pid": os.getpid(),
+        "command": " ".join(sys.argv),
+    }
+
+
+@lru_cache(maxsize=8)
+def _git(*words: str) -> str | None:
+    """Output of git in the project's folder, None outside a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", *words], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def code_digests(spec: RunSpec) -> dict[str, str]:
+    """Module name -> digest of its file, for all code that decides the result of `spec`."""
+    plugins = [DATASETS[spec.data.name], FUSIONS[spec.fusion.name]]
+    plugins += [ENCODERS[encoder.name] for encoder in spec.encoders.values()]
+    names = {f"harness.{name}" for name in CORE}
+    for plugin in plugins:
+        names.update(_modules_of(sys.modules[plugin.__module__]))
+    return {name: digest for name in sorted(names) if (digest := digest_of(name))}
+
+
+def changed_code(stored: dict[str, str]) -> list[str]:
+    """Files whose content differs from the digests stored with a result."""
+    return [_file_name(name) for name, digest in stored.items() if digest_of(name) != digest]
+
+
+def digest_of(module: str) -> str | None:
+    """Digest of a module's file as it is on disk now; None if it is gone."""
+    file = _file(module)
+    return file_digest(file)[:16] if file and file.is_file() else None
+
+
+def _file(module: str) -> Path | None:
+    loaded = sys.modules.get(module)
+    if loaded is not None and getattr(loaded, "__file__", None):
+        return Path(str(loaded.__file__))
+    file = ROOT / (module.replace(".", "/") + ".py")
+    return file if file.is_file() else None
+
+
+def _file_name(module: str) -> str:
+    file = _file(module)
+    if file is None:
+        return module
+    return str(file.relative_to(ROOT)) if file.is_relative_to(ROOT) else str(file)
+
+
+def _modules_of(module: ModuleType) -> Iterator[str]:
+    """A plugin's module and every module of its own package that it uses."""
+    waiting, seen = [module], {module.__name__}
+    package = _plugin_package(module.__name__)
+    while waiting:
+        current = waiting.pop()
+        yield current.__name__
+        for value in vars(current).values():
+            used = value if isinstance(value, ModuleType) else inspect.getmodule(value)
+            if used is not None and used.__name__ not in seen:
+                seen.add(used.__name__)
+                if _plugin_package(used.__name__) == package:
+                    waiting.append(used)
+
+
+def _plugin_package(name: str) -> str:
+    parts = name.split(".")
+    return ".".join(parts[:2]) if parts[0] == "harness" else parts[0]

@@ -1,0 +1,113 @@
+"""The sweep file as written: its sections, with a preset and `--set` settings laid over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from harness.config import (
+    ConfigError,
+    Node,
+    kind_of,
+    near_files,
+    no_such_key,
+    node_of,
+    overlay,
+    parse_yaml,
+    read_yaml,
+    undot,
+)
+
+SWEEP_KEYS = ("base", "runs", "axes", "seeds", "needs", "report", "presets")
+
+
+@dataclass
+class SweepFile:
+    """A sweep file with everything that lies over it; its values are not checked yet."""
+
+    file: Path
+    preset: str
+    sections: dict[str, Node]
+    settings: Node
+    """those that go to every run"""
+
+    @staticmethod
+    def read(file: Path, preset: str | None, settings: Sequence[str]) -> SweepFile:
+        root = read_yaml(file)
+        _check_keys(root, SWEEP_KEYS)
+        presets = root.get("presets") or Node({}, root.where)
+        names = list(presets.value) if isinstance(presets.value, dict) else []
+        name = preset or (names[0] if names else "")
+        if preset and preset not in names:
+            near = get_close_matches(preset, names, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            known = ", ".join(names) or "none"
+            raise ConfigError(
+                f"{presets.where}: presets: no preset {preset!r}.{hint} Known: {known}"
+            )
+        if name:
+            chosen = presets.value[name]
+            for layer in chosen.value if isinstance(chosen.value, tuple) else (chosen,):
+                root = _lay(root, _preset(layer, name, file))
+        for_all = Node({}, "--set")
+        for setting in settings:
+            node = _setting(setting)
+            if next(iter(node.value)) in SWEEP_KEYS:
+                root = _lay(root, node)
+            else:
+                for_all = overlay(for_all, node)
+        sections = {key: child for key, child in root.value.items() if key != "presets"}
+        if "report" not in sections:
+            raise ConfigError(f"{root.where}: report: is missing; say which table the sweep feeds")
+        for key in ("base", "runs", "axes", "needs"):
+            if key in sections and not isinstance(sections[key].value, dict):
+                what = kind_of(sections[key].value)
+                raise ConfigError(f"{sections[key].where}: {key}: a mapping is needed, not {what}")
+        return SweepFile(file, name, sections, for_all)
+
+
+def _preset(layer: Node, name: str, file: Path) -> Node:
+    """One layer of a preset: sections written in place, or in a file named beside the sweep."""
+    if isinstance(layer.value, str):
+        path = file.parent / layer.value
+        if not path.is_file():
+            raise ConfigError(
+                f"{layer.where}: presets.{name}: no such file: {path}{near_files(path)}"
+            )
+        layer = read_yaml(path)
+    if not isinstance(layer.value, dict):
+        what = kind_of(layer.value)
+        raise ConfigError(f"{layer.where}: presets.{name}: a file or a mapping, not {what}")
+    _check_keys(layer, [key for key in SWEEP_KEYS if key != "presets"])
+    return layer
+
+
+def _lay(root: Node, over: Node) -> Node:
+    """`over` laid over a sweep: `base`, `runs` and `needs` are merged, other sections replaced."""
+    merged = dict(root.value)
+    for key, child in over.value.items():
+        merge = key in ("base", "runs", "needs", "report") and key in merged
+        merged[key] = overlay(undot(merged[key]), undot(child)) if merge else child
+    return Node(merged, root.where)
+
+
+def _check_keys(root: Node, known: Sequence[str]) -> None:
+    messages = [
+        f"{child.where}: {key}: {no_such_key(key, list(known))}"
+        for key, child in root.value.items()
+        if key not in known
+    ]
+    if messages:
+        raise ConfigError(*messages)
+
+
+def _setting(text: str) -> Node:
+    """`key.path=value` -> nested Node; the value is read as YAML."""
+    key, equals, value = text.partition("=")
+    where = f"--set {text}"
+    if not equals or not key or not all(key.split(".")):
+        raise ConfigError(f"{where}: write key=value, e.g. --set train.epochs=3")
+    node = parse_yaml(f"value: {value}\n", where).value["value"]
+    return undot(Node({key: node_of(node.plain(), where)}, where))

@@ -1,0 +1,155 @@
+"""Tokens of frozen encoders, computed once per split and shared by every run that needs them.
+
+    runs/tokens/<key>/features.bin   float32, all real tokens of all samples, (total, D)
+                      labels.npz     token offsets, ids, groups, subsets, targets
+                      done.json      written last
+
+The key covers the dataset, the encoder, its weights and the split.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from harness.contracts import Dataset, Tokens
+from harness.files import read_json, write_atomic, write_json
+from harness.spec import RunSpec
+from harness.splits import Labels, fetch, labels_of
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """Tokens of one stream over one split, memory-mapped."""
+
+    features: npt.NDArray[np.float32]
+    """(total, D)"""
+    offsets: npt.NDArray[np.int64]
+    """(samples + 1,) where each sample's tokens begin"""
+    labels: Labels
+
+    def batch(self, indices: npt.NDArray[np.int64]) -> Tokens:
+        """Tokens (B, longest, D) of the samples at `indices`, zero where padded."""
+        begins, ends = self.offsets[indices], self.offsets[indices + 1]
+        lengths = ends - begins
+        longest = max(1, int(lengths.max(initial=0)))
+        features = np.zeros((len(indices), longest, self.features.shape[1]), np.float32)
+        for row, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+            features[row, : end - begin] = self.features[begin:end]
+        mask = np.arange(longest)[None, :] < lengths[:, None]
+        return Tokens(torch.from_numpy(features), torch.from_numpy(mask))
+
+
+def token_key(spec: RunSpec, stream: str, split: str, weights: str) -> str:
+    """Name of the folder; `weights` is the digest of the weights file, or says how they came."""
+    parts = {
+        "data": spec.data.model_dump(mode="json"),
+        "fingerprint": spec.fingerprint,
+        "encoder": spec.encoders[stream].model_dump(mode="json"),
+        "stream": stream,
+        "split": split,
+        "weights": weights,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@torch.no_grad()
+def frozen_tokens(
+    root: Path, key: str, encoder: nn.Module, dataset: Dataset, stream: str, split: str
+) -> TokenFile:
+    """The stored tokens `key`; computed first if nobody has. Never by two at once."""
+    folder = root / key
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # freed by the system if its holder dies
+        if not (folder / "done.json").exists():
+            _compute(folder, encoder, dataset, stream, split)
+    return _open(folder)
+
+
+def _compute(folder: Path, encoder: nn.Module, dataset: Dataset, stream: str, split: str) -> None:
+    items = dataset.split(split)
+    device = next(iter([*encoder.parameters(), *encoder.buffers()]), torch.empty(0)).device
+    lengths: list[int] = []
+    samples = []
+    width = 0
+
+    def write(out: Any) -> None:
+        nonlocal width
+        for start in range(0, len(items), BATCH):
+            batch = fetch(items, range(start, min(start + BATCH, len(items))))
+            tokens = encode(
+                encoder,
+                [sample.streams[stream] for sample in batch],
+                [sample.side.get(stream, {}) for sample in batch],
+                device,
+            )
+            width = tokens.features.shape[-1]
+            lengths.extend(tokens.mask.sum(dim=1).tolist())
+            samples.append(labels_of(batch, dataset.targets))
+            out.write(tokens.features[tokens.mask].float().cpu().numpy().tobytes())
+
+    write_atomic(folder / "features.bin", write)
+    labels = Labels.join(samples)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    write_atomic(
+        folder / "labels.npz",
+        lambda out: np.savez(out, offsets=offsets, **labels.arrays()),  # type: ignore[arg-type]
+    )
+    write_json(folder / "done.json", {"width": width, "samples": len(items), "split": split})
+
+
+def encode(
+    encoder: nn.Module,
+    raws: list[Any],
+    sides: list[Mapping[str, torch.Tensor]],
+    device: torch.device,
+) -> Tokens:
+    """Tokens of a list of raw values."""
+    inputs = to_device(encoder.collate(raws), device)  # type: ignore[operator]
+    side = {name: torch.stack([s[name] for s in sides]).to(device) for name in sides[0]}
+    tokens: Tokens = encoder(inputs, **side)
+    return tokens
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """A tensor, or a tuple or mapping of them, moved."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, Tokens):
+        return Tokens(*(to_device(v, device) for v in value))
+    if isinstance(value, tuple):
+        return tuple(to_device(v, device) for v in value)
+    if isinstance(value, Mapping):
+        return {k: to_device(v, device) for k, v in value.items()}
+    return value
+
+
+def _open(folder: Path) -> TokenFile:
+    done = read_json(folder / "done.json") or {}
+    with np.load(folder / "labels.npz", allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    offsets = arrays.pop("offsets")
+    shape = (int(offsets[-1]), int(done["width"]))
+    size = (folder / "features.bin").stat().st_size
+    if size != shape[0] * shape[1] * 4:
+        raise ValueError(
+            f"{folder}/features.bin has {size} bytes, {shape} needs another size; "
+            f"delete the folder to compute it again"
+        )
+    if shape[0] == 0:
+        return TokenFile(np.zeros(shape, np.float32), offsets, Labels.of_arrays(arrays))
+    features = np.memmap(folder / "features.bin", np.float32, "r", shape=shape)
+    return TokenFile(features, offsets, Labels.of_arrays(arrays))

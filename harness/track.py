@@ -1,0 +1,230 @@
+"""Run folders -> MLflow: one collector, safe to repeat; workers never talk to MLflow.
+
+A run folder is found again by the tag `harness.run_id`. Metrics carry the step and the time at
+which they were recorded, so sending them again changes nothing. Where a run was made anew (or went
+back to a checkpoint after it had been collected), the former MLflow run is kept with the tag
+`harness.superseded` and a new one takes its place.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag, ViewType
+
+from harness.provenance import changed_code
+from harness.registry import load_plugins
+from harness.store import RunFolder, Store
+
+EXPERIMENT = "harness"
+BATCH = 900
+"""metrics per call; MLflow takes 1000 at most"""
+PARAM_LENGTH = 6000
+PAGE = 1000
+
+for _noisy in ("alembic", "mlflow.store.db.utils"):
+    logging.getLogger(_noisy).setLevel(logging.WARNING)
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """What MLflow holds of a run."""
+
+    run_id: str
+    mlflow_id: str
+    metrics: dict[str, float]
+    """last values"""
+    params: dict[str, str]
+    tags: dict[str, str]
+
+
+def uri(store: Store, override: str | None = None) -> str:
+    """Tracking URI: the site's, or the SQLite file of the store as an absolute path."""
+    return override or f"sqlite:///{store.mlflow_file.resolve()}"
+
+
+def prepare(store: Store, override: str | None = None) -> None:
+    """Create the database and the experiment, by one process at a time.
+
+    A new SQLite file opened by several at once is left broken; this comes before any worker.
+    """
+    store.root.mkdir(parents=True, exist_ok=True)
+    with open(store.mlflow_file.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _experiment(MlflowClient(uri(store, override)))
+
+
+def _experiment(client: MlflowClient) -> str:
+    found = client.get_experiment_by_name(EXPERIMENT)
+    return str(found.experiment_id if found else client.create_experiment(EXPERIMENT))
+
+
+def key(metric: str) -> str:
+    """A metric's name in MLflow: `verb_top1[two_handed]` -> `verb_top1/two_handed`.
+
+    Whatever else MLflow does not take in a name becomes an underscore.
+    """
+    return re.sub(r"[^\w\-./: ]", "_", metric.replace("[", "/").replace("]", ""))
+
+
+def tracked(tracking_uri: str) -> dict[str, Tracked]:
+    """Run id -> what MLflow holds of it."""
+    client = MlflowClient(tracking_uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        return {}
+    found: dict[str, Tracked] = {}
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment.experiment_id], "", ViewType.ACTIVE_ONLY, PAGE, page_token=token
+        )
+        for run in page:
+            tags = dict(run.data.tags)
+            run_id = tags.get("harness.run_id")
+            if run_id and "harness.superseded" not in tags:
+                found[run_id] = Tracked(
+                    run_id, run.info.run_id, dict(run.data.metrics), dict(run.data.params), tags
+                )
+        token = page.token
+        if not token:
+            return found
+
+
+def history(tracking_uri: str, run: Tracked, metric: str) -> list[tuple[int, float]]:
+    """(step, value) of a metric, in order."""
+    points = MlflowClient(tracking_uri).get_metric_history(run.mlflow_id, metric)
+    return sorted((point.step, point.value) for point in points)
+
+
+def collect(store: Store, override: str | None = None) -> None:
+    """Bring MLflow up to date with every run folder."""
+    load_plugins()
+    with open(store.mlflow_file.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        address = uri(store, override)
+        client = MlflowClient(address)
+        experiment = _experiment(client)
+        known = tracked(address)
+        sweeps = _sweeps_by_run(store)
+        for folder in store.runs():
+            tags = _tags(folder, sweeps.get(folder.run_id, []))
+            if tags is not None:
+                _upsert(client, experiment, folder, tags, known.get(folder.run_id))
+
+
+def _sweeps_by_run(store: Store) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for record in store.sweeps():
+        name = f"{record['name']}-{record['preset'] or 'plain'}"
+        for run in record["runs"]:
+            if name not in found.setdefault(run["run_id"], []):
+                found[run["run_id"]].append(name)
+    return found
+
+
+def _tags(folder: RunFolder, sweeps: list[str]) -> dict[str, str] | None:
+    """The run's tags, None for a run that has nothing to show yet."""
+    state, rows = folder.state(), folder.metrics()
+    if state != "done" and not rows and state != "failed":
+        return None
+    env, result = folder.env(), folder.result() or {}
+    spec = folder.spec()["spec"]
+    last = f"{len(rows)}:{rows[-1]['time']}" if rows else "0:"
+    return {
+        "harness.run_id": folder.run_id,
+        "harness.status": state,
+        "harness.sweeps": ", ".join(sweeps),
+        "harness.ceiling": result.get("ceiling", ""),
+        "harness.stale": ", ".join(changed_code(result.get("code", {}))),
+        "harness.commit": env.get("commit") or "",
+        "harness.dirty": str(env.get("dirty", "")),
+        "harness.fingerprint": spec["fingerprint"],
+        "harness.method": spec["train"]["method"],
+        "harness.host": env.get("host", ""),
+        "harness.history": last,
+        "harness.finished": str(result.get("finished", "")),
+        "mlflow.runName": f"{spec['fusion']['name']} seed {spec['seed']} {folder.run_id}",
+    }
+
+
+def _upsert(
+    client: MlflowClient,
+    experiment: str,
+    folder: RunFolder,
+    tags: dict[str, str],
+    known: Tracked | None,
+) -> None:
+    rows = folder.metrics()
+    if known is not None and _diverged(known, rows, tags):
+        client.set_tag(known.mlflow_id, "harness.superseded", "true")
+        known = None
+    if known is None:
+        start = int(1000 * (rows[0]["time"] if rows else (folder.result() or {}).get("started", 0)))
+        run = client.create_run(experiment, start_time=start or None, tags=tags)
+        known = Tracked(folder.run_id, run.info.run_id, {}, {}, {})
+        spec = folder.spec()["spec"]
+        params = [Param(name, str(value)[:PARAM_LENGTH]) for name, value in flatten(spec)]
+        for place in range(0, len(params), 100):
+            client.log_batch(known.mlflow_id, params=params[place : place + 100])
+    if all(known.tags.get(name) == value for name, value in tags.items()):
+        return
+    had = int(known.tags.get("harness.history", "0:").split(":")[0])
+    metrics = [metric for row in rows[had:] for metric in _epoch_metrics(row)]
+    result = folder.result()
+    if result is not None and known.tags.get("harness.finished") != tags["harness.finished"]:
+        metrics += list(_final_metrics(result, rows[-1]["epoch"] if rows else 0))
+    for place in range(0, len(metrics), BATCH):
+        client.log_batch(known.mlflow_id, metrics=metrics[place : place + BATCH])
+    changed = [RunTag(k, v) for k, v in tags.items() if known.tags.get(k) != v]
+    client.log_batch(known.mlflow_id, tags=changed)
+    status = {"done": "FINISHED", "failed": "FAILED", "running": "RUNNING"}
+    end = int(1000 * result["finished"]) if result else None
+    client.set_terminated(known.mlflow_id, status.get(tags["harness.status"], "KILLED"), end)
+
+
+def _diverged(known: Tracked, rows: list[dict[str, Any]], tags: Mapping[str, str]) -> bool:
+    """True if what was collected is not the beginning of what the folder holds now."""
+    count, _, last = known.tags.get("harness.history", "0:").partition(":")
+    had = int(count)
+    if had > len(rows) or (had and str(rows[had - 1]["time"]) != last):
+        return True
+    finished = known.tags.get("harness.finished", "")
+    return bool(finished) and finished != tags["harness.finished"]
+
+
+def _epoch_metrics(row: Mapping[str, Any]) -> Iterator[Metric]:
+    for name, value in row.items():
+        if name not in ("epoch", "step", "time"):
+            yield Metric(key(name), float(value), int(1000 * row["time"]), int(row["epoch"]))
+
+
+def _final_metrics(result: Mapping[str, Any], epoch: int) -> Iterator[Metric]:
+    named = {k: v for k, v in result["metrics"].items() if k.startswith("test/") or not epoch}
+    named |= {
+        f"cost/{name}": value
+        for name, value in result["cost"].items()
+        if isinstance(value, int | float)
+    }
+    for ceiling, values in result["ceilings"].items():
+        named |= {f"ceiling/{ceiling}/{name}": value for name, value in values.items()}
+    for name, value in named.items():
+        yield Metric(key(name), float(value), int(1000 * result["finished"]), epoch)
+
+
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """`{"a": {"b": 1}}` -> `("a.b", 1)`."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from flatten(inner, f"{prefix}.{name}" if prefix else str(name))
+    else:
+        yield prefix, value

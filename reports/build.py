@@ -1,0 +1,133 @@
+"""`harness report`: stored sweeps -> tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.config import ConfigError
+from harness.plan import ReportSpec
+from harness.registry import unknown
+from harness.store import Store
+from harness.track import key, tracked
+from reports.figures import write_figures
+from reports.footnotes import cost_footnotes, results_footnotes
+from reports.render import comma_separated, latex, markdown
+from reports.rows import Row, collect
+from reports.table import Table, cost_table, results_table
+
+Record = Mapping[str, Any]
+
+
+def build(
+    store: Store,
+    uri: str,
+    sweeps: Sequence[str],
+    preset: str | None,
+    tables: Sequence[str],
+    out: Path,
+) -> str:
+    """Write the wanted tables and figures into `out`; the Markdown of all tables.
+
+    `sweeps`, `preset` and `tables` (`3`, `table3`, `watch`) narrow the choice; empty means all.
+    Raises ConfigError for names that nothing stored has.
+    """
+    stored = store.sweeps()
+    records = _chosen(stored, sweeps, preset, store)
+    views = {id(record): _views(record, stored) for record in records}
+    wanted = _wanted_tables(sorted({name for names in views.values() for name in names}), tables)
+    runs = tracked(uri)
+    out.mkdir(parents=True, exist_ok=True)
+    texts = []
+    for record in records:
+        report = ReportSpec(**record["report"])
+        rows = collect(store, runs, record)
+        _check_metrics(record, report, rows)
+        where = f"sweep {record['name']}, preset {_preset(record)}"
+        stem = f"{record['name']}-{_preset(record)}"
+        for name in views[id(record)]:
+            if name not in wanted:
+                continue
+            if name == "table4":
+                notes = cost_footnotes(_preset(record), store, rows)
+                table = cost_table(where, rows, [*_own_notes(record, report), *notes])
+                texts.append(_write(table, out, _cost_stem(record)))
+            else:
+                notes = results_footnotes(report, _preset(record), store, rows)
+                table = results_table(report, where, rows, notes)
+                texts.append(_write(table, out, stem))
+                write_figures(report, rows, uri, out, stem)
+    return "\n".join(texts)
+
+
+def _preset(record: Record) -> str:
+    return record["preset"] or "plain"
+
+
+def _chosen(
+    records: Sequence[Record], sweeps: Sequence[str], preset: str | None, store: Store
+) -> list[Record]:
+    if not records:
+        raise ConfigError(
+            f"{store.root}: no sweep has been run yet; run one first: "
+            f"harness sweep sweeps/table3.yaml"
+        )
+    names = sorted({record["name"] for record in records})
+    wrong = [unknown(name, names, "sweep") for name in sweeps if name not in names]
+    if wrong:
+        raise ConfigError(*wrong)
+    chosen = [record for record in records if not sweeps or record["name"] in sweeps]
+    presets = sorted({_preset(record) for record in chosen})
+    if preset is not None and preset not in presets:
+        raise ConfigError(unknown(preset, presets, f"preset of {', '.join(sweeps) or 'any sweep'}"))
+    return [record for record in chosen if preset in (None, _preset(record))]
+
+
+def _views(record: Record, records: Sequence[Record]) -> list[str]:
+    """The tables that a sweep's runs give: its own, and the cost of Table 3's as Table 4."""
+    own = record["report"]["table"]
+    others = {r["report"]["table"] for r in records if _preset(r) == _preset(record)}
+    return [own, "table4"] if own == "table3" and "table4" not in others else [own]
+
+
+def _wanted_tables(known: list[str], tables: Sequence[str]) -> set[str]:
+    named = [f"table{name}" if name.isdigit() else name for name in map(str.strip, tables)]
+    wrong = [unknown(name, known, "table") for name in named if name not in known]
+    if wrong:
+        raise ConfigError(*wrong)
+    return set(named) or set(known)
+
+
+def _cost_stem(record: Record) -> str:
+    """`table4-demo` for the sweeps `table3` and `table4`; another sweep puts its name between."""
+    between = "" if record["name"] in ("table3", "table4") else f"-{record['name']}"
+    return f"table4{between}-{_preset(record)}"
+
+
+def _own_notes(record: Record, report: ReportSpec) -> list[str]:
+    """Notes of the sweep, where the cost table is its own."""
+    return report.notes if record["report"]["table"] == "table4" else []
+
+
+def _check_metrics(record: Record, report: ReportSpec, rows: Sequence[Row]) -> None:
+    """A metric that no finished run has is a mistake in the sweep file."""
+    known = sorted({name for row in rows for seed in row.done for name in seed.metrics or ()})
+    if not known:
+        return
+    names = [*report.metrics, *(f"{report.metrics[0]}[{subset}]" for subset in report.subsets)]
+    wrong = [name for name in names if key(name) not in known]
+    if wrong:
+        where = f"sweep {record['name']}: report"
+        raise ConfigError(*(f"{where}: {unknown(key(name), known, 'metric')}" for name in wrong))
+
+
+def _write(table: Table, out: Path, stem: str) -> str:
+    text = markdown(table)
+    for suffix, content in (
+        (".md", text),
+        (".tex", latex(table)),
+        (".csv", comma_separated(table)),
+    ):
+        (out / f"{stem}{suffix}").write_text(content)
+    return text

@@ -1,0 +1,202 @@
+"""What stands under a table: findings first, then how to read it, then where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from harness.plan import ReportSpec
+from harness.store import Store
+from reports.numbers import MINUS, heading, points, share
+from reports.published import published
+from reports.rows import Row, accuracy_by_group, conventions
+from reports.statistics import t_interval
+from reports.table import STALE, TOO_GOOD, above_ceiling, subset_metrics
+
+PAPER = (
+    "Paper: its printed numbers. Ours are set against them only where the data and the protocol "
+    "agree; else the cell says what differs."
+)
+
+
+def results_footnotes(
+    report: ReportSpec, preset: str, store: Store, rows: Sequence[Row]
+) -> list[str]:
+    """Under a table of scores."""
+    done = [row for row in rows if row.done]
+    if not done:
+        return list(report.notes)
+    return [
+        *_too_good(report, done),
+        *_gains(report, store, done),
+        *report.notes,
+        *_reading(report, done),
+        *_origin(preset, store, done),
+    ]
+
+
+def cost_footnotes(preset: str, store: Store, rows: Sequence[Row]) -> list[str]:
+    """Under a table of costs."""
+    sizes = f"Ours are the sizes of preset {preset}."
+    return [f"{PAPER} {sizes}", *_origin(preset, store, rows)]
+
+
+def _origin(preset: str, store: Store, rows: Sequence[Row]) -> list[str]:
+    """The last lines under every table."""
+    done = [row for row in rows if row.done]
+    if not done:
+        return []
+    lines = [f"Cost: {line}." for line in conventions(store, done)]
+    if any(row.is_reference for row in done):
+        lines.append(
+            "Reference rows: logistic regression on the mean tokens; their parameters are the "
+            "fitted coefficients, their GFLOPs are not counted."
+        )
+    return [*lines, *_data(preset, done), *_encoders(done), *_stale(done), *_provenance(done)]
+
+
+def _too_good(report: ReportSpec, rows: Sequence[Row]) -> Iterator[str]:
+    places = [(metric, "") for metric in report.metrics]
+    places += [(m, subset) for subset in report.subsets for m in subset_metrics(report)]
+    for row in rows:
+        for metric, subset in places:
+            if above_ceiling(row, metric, subset):
+                name = f"{metric}[{subset}]" if subset else metric
+                found, ceiling = row.summary(name), row.ceiling(name)
+                assert found is not None
+                where = f", {subset.replace('_', ' ')}" if subset else ""
+                yield (
+                    f"{TOO_GOOD} {row.label} is above its ceiling! {heading(metric)}{where}: "
+                    f"{share(found.mean)} where {share(ceiling)} ({row.ceiling_name}) bounds it, "
+                    f"more than 3 binomial standard errors of {row.samples[subset]} samples. "
+                    f"Something leaks, or the ceiling is wrong."
+                )
+
+
+def _gains(report: ReportSpec, store: Store, rows: Sequence[Row]) -> Iterator[str]:
+    """Fused against single, and single against its reference."""
+    metric = report.metrics[0]
+    models = [row for row in rows if not row.is_reference]
+    single = _best([row for row in models if len(row.streams) == 1], metric)
+    fused = _best([row for row in models if len(row.streams) > 1], metric)
+    if single and fused:
+        told = _by_group(store, fused, single, metric)
+        if told:
+            yield (
+                f"Fusion gain, {heading(metric)}: {fused.label} {MINUS} {single.label}, each the "
+                f"best of its kind on the select split: {told}."
+            )
+    for row in models:
+        for reference in rows:
+            alike = reference.is_reference and reference.streams == row.streams
+            if alike and len(row.streams) == 1:
+                told = _by_group(store, row, reference, metric) or _by_mean(row, reference, metric)
+                if told:
+                    yield f"{row.label} against its logistic reference ({reference.label}): {told}."
+
+
+def _best(rows: Sequence[Row], metric: str) -> Row | None:
+    """The best on the split that choices are made on; the test split has no say."""
+    scored = [(value, row) for row in rows if (value := row.select(metric)) is not None]
+    return max(scored, key=lambda pair: pair[0])[1] if scored else None
+
+
+def _by_group(store: Store, first: Row, second: Row, metric: str) -> str | None:
+    """The difference with an interval over groups; None where samples have none."""
+    left, right = (accuracy_by_group(store, row, metric) for row in (first, second))
+    shared = sorted(set(left) & set(right))
+    differences = [100 * (left[group] - right[group]) for group in shared]
+    interval = t_interval(differences)
+    if interval is None:
+        return None
+    mean = sum(differences) / len(differences)
+    low, high = (points(bound) for bound in interval)
+    return (
+        f"{points(mean)} points, 95 % t interval [{low}, {high}] over {len(shared)} groups "
+        f"(accuracy per group, mean over seeds)"
+    )
+
+
+def _by_mean(first: Row, second: Row, metric: str) -> str | None:
+    left, right = first.summary(metric), second.summary(metric)
+    return f"{points(100 * (left.mean - right.mean))} points" if left and right else None
+
+
+def _reading(report: ReportSpec, rows: Sequence[Row]) -> Iterator[str]:
+    seeds = sorted({seed.seed for row in rows for seed in row.done})
+    if any(published(report.table, row.paper) for row in rows):
+        yield PAPER
+    yield (
+        f"Scores in % on the test split, {_samples(rows)} samples; ± is the sample standard "
+        f"deviation over seeds ({', '.join(map(str, seeds))}), n=1 has none. Bold: the best row, "
+        f"if a paired t test over at least 3 seeds sets it apart from the second-best (p < 0.05)."
+    )
+    if any(len(seed.runs) > 1 for row in rows for seed in row.done):
+        yield "The runs of a seed (folds) are scored as one, on all their test samples together."
+    if any(row.ceiling(metric) is not None for row in rows for metric in report.metrics):
+        yield (
+            "Ceiling: what a perfect model could reach that sees one stream alone (named after the "
+            "stream), that only adds the evidence of its streams (additive), or that lets one "
+            "stream select from another (joint). It follows from the tables the data are drawn "
+            "from."
+        )
+    if len(report.subsets) == 2:
+        first, second = (name.replace("_", " ") for name in report.subsets)
+        yield (
+            f"Columns {first} and {second} are means over seeds. Fusion score: {second} score "
+            f"relative to the {first} score, mean over the metrics; 1 fuses, 0.5 adds. Read it "
+            f"beside the score: a model that ignores a stream can have 1 too."
+        )
+
+
+def _samples(rows: Sequence[Row]) -> str:
+    counts = sorted({row.samples[""] for row in rows})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+def _data(preset: str, rows: Sequence[Row]) -> Iterator[str]:
+    prints: dict[str, list[str]] = {}
+    for run in (run for row in rows for run in row.runs):
+        found = prints.setdefault(run.params.get("data.name", ""), [])
+        digest = run.tags.get("harness.fingerprint", "")[:8]
+        if digest not in found:
+            found.append(digest)
+    named = "; ".join(f"{name} ({', '.join(digests)})" for name, digests in prints.items())
+    yield f"Data (fingerprint): {named}. Preset: {preset}."
+
+
+def _encoders(rows: Sequence[Row]) -> Iterator[str]:
+    used: dict[str, list[str]] = {}
+    for row in rows:
+        for stream in row.streams:
+            text = _encoder(row, stream)
+            if text not in used.setdefault(stream, []):
+                used[stream].append(text)
+    told = "; ".join(f"{stream}: {' or '.join(used[stream])}" for stream in sorted(used))
+    yield f"Encoders: {told}."
+
+
+def _encoder(row: Row, stream: str) -> str:
+    prefix = f"encoders.{stream}"
+    tokens = row.params.get(f"{prefix}.options.tokens")
+    frozen = "frozen" if row.params.get(f"{prefix}.frozen") == "True" else "trained"
+    about = [f"{tokens} tokens"] if tokens else []
+    return f"{row.params[f'{prefix}.name']} ({', '.join([*about, frozen])})"
+
+
+def _stale(rows: Sequence[Row]) -> Iterator[str]:
+    """Rows with the same changed files share a line."""
+    by_files: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        if row.stale:
+            by_files.setdefault(row.stale, []).append(row.label)
+    for files, labels in by_files.items():
+        yield f"{STALE} {', '.join(labels)}: run before {', '.join(files)} changed."
+
+
+def _provenance(rows: Sequence[Row]) -> Iterator[str]:
+    runs = [run for row in rows for run in row.runs]
+    commits = sorted({run.tags.get("harness.commit", "")[:10] for run in runs} - {""})
+    told = f"commit {', '.join(commits)}" if commits else "no commit recorded"
+    dirty = sum(run.tags.get("harness.dirty") == "True" for run in runs)
+    changed = f"; {dirty} of them with uncommitted changes, kept in their folders" if dirty else ""
+    yield f"{len(runs)} runs, {told}{changed}."

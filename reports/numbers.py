@@ -1,0 +1,61 @@
+"""How numbers and metric names look in print."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from reports.statistics import Summary
+
+MINUS = "\N{MINUS SIGN}"
+NONE = "\N{EN DASH}"
+"""a cell without a number"""
+
+
+def percent(found: Summary | None, scale: float = 100, digits: int = 1) -> str:
+    """`70.9 ± 0.4`; `70.9 (n=1)` where one seed says nothing about the spread."""
+    if found is None:
+        return NONE
+    mean = f"{scale * found.mean:.{digits}f}"
+    if found.std is None:
+        return f"{mean} (n=1)"
+    return f"{mean} ± {scale * found.std:.{digits}f}"
+
+
+def share(value: float | None) -> str:
+    """A share in %, without its spread."""
+    return NONE if value is None else f"{100 * value:.1f}"
+
+
+def points(difference: float) -> str:
+    """`+1.2`, `−0.3`: a difference in percentage points."""
+    return f"{difference:+.1f}".replace("-", MINUS)
+
+
+def size(value: float | None) -> str:
+    """Three significant digits, all digits before the point."""
+    if value is None:
+        return NONE
+    if abs(value) >= 100:
+        return f"{value:.1f}"
+    return np.format_float_positional(value, precision=3, fractional=False, trim="-")
+
+
+def heading(metric: str) -> str:
+    """`verb_top1` -> `Verb top-1`."""
+    target, kind = _split(metric)
+    return f"{target.capitalize()} {kind}".strip()
+
+
+def target_of(metric: str) -> str:
+    """`verb_top1` -> `verb`."""
+    return _split(metric)[0]
+
+
+def _split(metric: str) -> tuple[str, str]:
+    match = re.fullmatch(r"(.+)_(top|recall)(\d+)", metric)
+    if not match:
+        return metric, ""
+    target, kind, k = match.groups()
+    return target, f"top-{k}" if kind == "top" else f"recall@{k}"

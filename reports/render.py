@@ -1,0 +1,106 @@
+"""One table -> Markdown, LaTeX (booktabs) or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from reports.table import Cell, Table
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "%": r"\%",
+    "_": r"\_",
+    "&": r"\&",
+    "#": r"\#",
+    "$": r"\$",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"$<$",
+    ">": r"$>$",
+    "|": r"$|$",
+    "±": r"$\pm$",
+    "\N{MINUS SIGN}": r"$-$",
+    "\N{MULTIPLICATION SIGN}": r"$\times$",
+    "†": r"\dag{}",
+    "‡": r"\ddag{}",
+    "\N{EN DASH}": "--",
+}
+
+
+def markdown(table: Table) -> str:
+    """A heading, a pipe table, and the footnotes as a list."""
+    lines = [f"### {table.title}", "", table.subtitle, "", _pipe([*map(_plain, table.header)])]
+    lines.append(_pipe(["---", *["---:"] * (len(table.header) - 1)]))
+    lines += [_pipe([_marked(cell) for cell in row]) for row in table.rows]
+    lines += ["", *(f"- {_plain(note)}" for note in table.footnotes)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _pipe(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _plain(text: str) -> str:
+    return text.replace("|", r"\|").replace("*", r"\*")
+
+
+def _marked(cell: Cell) -> str:
+    text = _plain(cell.text)
+    return f"**{text}**" if cell.bold else text
+
+
+def latex(table: Table) -> str:
+    """A float to be read by \\input; the document needs booktabs and graphicx."""
+    right = "r" * (len(table.header) - 1)
+    header = " & ".join(_header(name) for name in table.header)
+    rows = [" & ".join(_latex_cell(cell) for cell in row) + r" \\" for row in table.rows]
+    notes = [f"{escape(note)}\\par" for note in table.footnotes]
+    return "\n".join(
+        [
+            r"% needs \usepackage{booktabs} and \usepackage{graphicx}",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{escape(table.title)} ({escape(table.subtitle)})}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            rf"\begin{{tabular}}{{l{right}}}",
+            r"\toprule",
+            header + r" \\",
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}}",
+            r"\par\medskip\begin{minipage}{\linewidth}\footnotesize",
+            *notes,
+            r"\end{minipage}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def escape(text: str) -> str:
+    """Plain text as LaTeX prints it."""
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def _header(name: str) -> str:
+    return rf"\textbf{{{escape(name)}}}"
+
+
+def _latex_cell(cell: Cell) -> str:
+    text = escape(cell.text)
+    return rf"\textbf{{{text}}}" if cell.bold else text
+
+
+def comma_separated(table: Table) -> str:
+    """The numbers behind the cells, not rounded, one line per row."""
+    lines = [{k: v for cell in row for k, v in cell.raw.items()} for row in table.rows]
+    columns = list(dict.fromkeys(name for line in lines for name in line))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue()

@@ -1,0 +1,204 @@
+"""The numbers of a sweep's rows: finals from MLflow, per-sample files from the store.
+
+Several runs with the same row and seed (the folds of a cross-validation) count as one: their
+per-sample predictions are put together and scored once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from harness.evaluate import Predictions, hits_by_metric, scores
+from harness.store import Store
+from harness.track import Tracked, key
+from reports.statistics import Summary, summary
+
+WORST_FIRST = ("failed", "running", "interrupted", "new")
+IN_WORDS = {"new": "not run"}
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """One row with one seed."""
+
+    seed: int
+    run_ids: tuple[str, ...]
+    state: str
+    """`done` if all its runs are, else the worst state among them"""
+    runs: tuple[Tracked, ...] = ()
+    """its runs in MLflow; empty unless done"""
+    metrics: Mapping[str, float] | None = None
+    """of the test split, named as in MLflow, e.g. `verb_top1/two_handed`; None unless done"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a sweep with all its seeds."""
+
+    name: str
+    label: str
+    paper: str | None
+    seeds: tuple[SeedResult, ...]
+    samples: Mapping[str, int]
+    """test samples per seed: `` all of them, else those of a subset"""
+
+    @property
+    def done(self) -> tuple[SeedResult, ...]:
+        return tuple(seed for seed in self.seeds if seed.state == "done")
+
+    @property
+    def runs(self) -> tuple[Tracked, ...]:
+        """Runs of all finished seeds."""
+        return tuple(run for seed in self.done for run in seed.runs)
+
+    @property
+    def params(self) -> Mapping[str, str]:
+        """The flattened spec of its first run."""
+        return self.runs[0].params if self.runs else {}
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        parts = [name.split(".") for name in self.params]
+        return tuple(sorted({p[1] for p in parts if p[0] == "encoders" and p[2:] == ["name"]}))
+
+    @property
+    def is_reference(self) -> bool:
+        """Not a model that is compared but a scale for those that are."""
+        return self.params.get("train.method") == "logistic_regression"
+
+    @property
+    def ceiling_name(self) -> str:
+        """The ceiling that bounds it."""
+        return self.runs[0].tags.get("harness.ceiling", "") if self.runs else ""
+
+    @property
+    def stale(self) -> tuple[str, ...]:
+        """Files that have changed since it was run."""
+        named = (run.tags.get("harness.stale", "") for run in self.runs)
+        return tuple(sorted({file for text in named for file in text.split(", ") if file}))
+
+    def state(self) -> str:
+        """`3`, `2 of 3 seeds`, `1 of 3 seeds, 2 failed`, `not run`."""
+        if len(self.done) == len(self.seeds):
+            return str(len(self.seeds))
+        others = Counter(seed.state for seed in self.seeds if seed.state != "done")
+        if not self.done and len(others) == 1:
+            return in_words(next(iter(others)))
+        text = f"{len(self.done)} of {len(self.seeds)} seeds"
+        told = [f"{count} {in_words(state)}" for state, count in others.items() if state != "new"]
+        return ", ".join([text, *told])
+
+    def values(self, metric: str) -> dict[int, float]:
+        """Seed -> share in [0, 1], for the finished seeds that have the metric."""
+        name = key(metric)
+        return {s.seed: s.metrics[name] for s in self.done if s.metrics and name in s.metrics}
+
+    def summary(self, metric: str) -> Summary | None:
+        return summary(list(self.values(metric).values()))
+
+    def ceiling(self, metric: str) -> float | None:
+        """Its own ceiling of a metric, where it is known."""
+        return self.final(f"ceiling/{self.ceiling_name}/{key(metric)}")
+
+    def select(self, metric: str) -> float | None:
+        """Score on the split that choices are made on."""
+        return self.final(f"select/{key(metric)}")
+
+    def final(self, name: str) -> float | None:
+        """Mean over its runs of a final value in MLflow."""
+        found = [run.metrics[name] for run in self.runs if name in run.metrics]
+        return float(np.mean(found)) if found else None
+
+
+def in_words(state: str) -> str:
+    """A state of the store as the table says it."""
+    return IN_WORDS.get(state, state)
+
+
+def collect(
+    store: Store, tracked: Mapping[str, Tracked], record: Mapping[str, Any]
+) -> tuple[Row, ...]:
+    """The rows of a stored sweep that belong in its table, in the sweep's order."""
+    planned: dict[str, list[Mapping[str, Any]]] = {}
+    for run in record["runs"]:
+        if run["in_table"]:
+            planned.setdefault(run["row"], []).append(run)
+    return tuple(_row(store, tracked, name, runs) for name, runs in planned.items())
+
+
+def _row(
+    store: Store, tracked: Mapping[str, Tracked], name: str, runs: Sequence[Mapping[str, Any]]
+) -> Row:
+    by_seed: dict[int, list[str]] = {}
+    for run in runs:
+        by_seed.setdefault(run["seed"], []).append(run["run_id"])
+    seeds = tuple(_seed(store, tracked, seed, ids) for seed, ids in by_seed.items())
+    first = next((seed for seed in seeds if seed.state == "done"), None)
+    samples: Counter[str] = Counter()
+    if first is not None:
+        subsets = predictions(store, first).subsets.tolist()
+        samples.update(Counter(subsets))
+        samples[""] = len(subsets)
+    return Row(name, runs[0]["label"], runs[0]["paper"], seeds, samples)
+
+
+def _seed(
+    store: Store, tracked: Mapping[str, Tracked], seed: int, run_ids: Sequence[str]
+) -> SeedResult:
+    states = {store.run(run_id).state() for run_id in run_ids}
+    state = next((bad for bad in WORST_FIRST if bad in states), "done")
+    found = SeedResult(seed, tuple(run_ids), state)
+    if state != "done":
+        return found
+    missing = [run_id for run_id in run_ids if run_id not in tracked]
+    if missing:
+        raise ValueError(f"{missing} have results that were not collected into MLflow")
+    mine = tuple(tracked[run_id] for run_id in run_ids)
+    if len(mine) == 1:
+        named = mine[0].metrics.items()
+        metrics = {name[5:]: value for name, value in named if name.startswith("test/")}
+    else:
+        metrics = {key(name): value for name, value in scores(predictions(store, found)).items()}
+    return SeedResult(seed, tuple(run_ids), state, mine, metrics)
+
+
+def predictions(store: Store, seed: SeedResult) -> Predictions:
+    """Of the test split; those of several runs one after the other."""
+    parts = [store.run(run_id).predictions() for run_id in seed.run_ids]
+    if len(parts) == 1:
+        return parts[0]
+    return Predictions(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.groups for part in parts]),
+        np.concatenate([part.subsets for part in parts]),
+        {t: np.concatenate([part.targets[t] for part in parts]) for t in parts[0].targets},
+        {t: np.concatenate([part.logits[t] for part in parts]) for t in parts[0].logits},
+    )
+
+
+def accuracy_by_group(store: Store, row: Row, metric: str) -> dict[str, float]:
+    """Group -> share of its samples that are right, mean over seeds; empty without groups."""
+    found: dict[str, list[float]] = {}
+    for seed in row.done:
+        said = predictions(store, seed)
+        hits = hits_by_metric(said).get(metric)
+        if hits is None:
+            return {}
+        for group in sorted(set(said.groups.tolist()) - {""}):
+            found.setdefault(group, []).append(float(hits[said.groups == group].mean()))
+    return {group: float(np.mean(values)) for group, values in found.items()}
+
+
+def conventions(store: Store, rows: Sequence[Row]) -> Iterator[str]:
+    """How the costs of the rows were counted: one line, unless they were counted differently."""
+    told = set()
+    for run in (run for row in rows for run in row.runs):
+        line = ((store.run(run.run_id).result() or {}).get("cost") or {}).get("convention")
+        if line and line not in told:
+            told.add(line)
+            yield line

@@ -1,0 +1,61 @@
+"""Metrics against numbers worked out by hand."""
+
+import numpy as np
+import pytest
+
+from harness.evaluate import Predictions, hits_by_metric, pair_in_top, rank_of, scores
+
+
+def predictions(verb, noun, verb_truth, noun_truth, subsets=None) -> Predictions:
+    n = len(verb_truth)
+    return Predictions(
+        ids=np.array([str(i) for i in range(n)]),
+        groups=np.array([""] * n),
+        subsets=np.array(subsets or [""] * n),
+        targets={"verb": np.array(verb_truth), "noun": np.array(noun_truth)},
+        logits={"verb": np.array(verb, np.float32), "noun": np.array(noun, np.float32)},
+    )
+
+
+def test_top1_counts_the_samples_whose_largest_logit_is_the_target():
+    said = predictions([[2, 1], [0, 1], [3, 0]], [[1, 0], [1, 0], [0, 1]], [0, 0, 0], [0, 0, 0])
+    assert scores(said)["verb_top1"] == pytest.approx(2 / 3)
+    assert scores(said)["noun_top1"] == pytest.approx(2 / 3)
+
+
+def test_an_action_is_right_when_verb_and_noun_both_are():
+    said = predictions([[2, 1], [0, 1], [3, 0]], [[1, 0], [1, 0], [0, 1]], [0, 0, 0], [0, 0, 0])
+    assert scores(said)["action_top1"] == pytest.approx(1 / 3)
+
+
+def test_ties_go_to_the_lower_class():
+    logits = np.array([[1, 1, 0], [1, 1, 0]], np.float32)
+    assert rank_of(logits, np.array([0, 1])).tolist() == [0, 1]
+
+
+def test_a_nan_is_never_a_hit():
+    logits = np.array([[np.nan, 0], [5, np.nan]], np.float32)
+    assert (rank_of(logits, np.array([0, 0])) == 2).all()
+
+
+def test_each_subset_is_scored_by_itself():
+    said = predictions([[1, 0]] * 4, [[1, 0]] * 4, [0, 1, 0, 0], [0] * 4, ["a", "a", "b", "b"])
+    found = scores(said)
+    assert found["verb_top1[a]"] == 0.5
+    assert found["verb_top1[b]"] == 1.0
+
+
+def test_the_five_best_pairs_equal_those_of_the_full_table():
+    rng = np.random.default_rng(0)
+    verb, noun = rng.normal(size=(200, 8)), rng.normal(size=(200, 12))
+    truth_v, truth_n = rng.integers(8, size=200), rng.integers(12, size=200)
+    table = (verb[:, :, None] + noun[:, None, :]).reshape(200, -1)
+    own = table[np.arange(200), truth_v * 12 + truth_n]
+    expected = (table > own[:, None]).sum(axis=1) < 5
+    found = pair_in_top(verb.astype(np.float32), noun.astype(np.float32), truth_v, truth_n)
+    assert (found == expected).all()
+
+
+def test_top5_is_left_out_where_five_classes_are_all_there_are():
+    said = predictions([[1, 0]], [[1, 0]], [0], [0])
+    assert "verb_top5" not in hits_by_metric(said)

@@ -1,0 +1,197 @@
+"""The small parts of a report: statistics, the paper's numbers, comparability, escaping."""
+
+import math
+import re
+from itertools import pairwise
+
+import pytest
+from report_bench import KITCHEN
+
+from harness.plan import ReportSpec
+from harness.track import Tracked
+from reports import figures
+from reports import published as paper
+from reports.numbers import MINUS, NONE, heading, percent, points, size
+from reports.render import comma_separated, escape, latex, markdown
+from reports.rows import Row, SeedResult
+from reports.statistics import (
+    clear_winner,
+    exceeds,
+    significantly_better,
+    summary,
+    t_interval,
+)
+from reports.table import Cell, Table, results_table
+
+
+def seeds(*values):
+    return dict(enumerate(values))
+
+
+def test_the_standard_deviation_is_that_of_a_sample():
+    found = summary([1.0, 2.0, 6.0])
+    assert (found.mean, found.n) == (3.0, 3)
+    assert found.std == pytest.approx(math.sqrt((4 + 1 + 9) / 2))
+    assert summary([5.0]).std is None
+    assert summary([]) is None
+
+
+def test_a_t_interval_is_that_of_the_tables():
+    # t(0.975, 2) = 4.303
+    low, high = t_interval([1.0, 2.0, 3.0])
+    assert (low, high) == pytest.approx(
+        (2 - 4.3027 / math.sqrt(3), 2 + 4.3027 / math.sqrt(3)), 1e-4
+    )
+    assert t_interval([1.0]) is None
+
+
+def test_two_seeds_never_make_a_difference_significant():
+    assert not significantly_better(seeds(0.9, 0.91), seeds(0.1, 0.12))
+    assert significantly_better(seeds(0.9, 0.91, 0.92), seeds(0.1, 0.12, 0.11))
+
+
+def test_only_seeds_that_both_rows_have_are_paired():
+    assert not significantly_better({0: 0.9, 1: 0.91, 2: 0.92}, {0: 0.1, 1: 0.12, 7: 0.11})
+
+
+def test_the_paired_test_agrees_with_one_worked_by_hand():
+    # differences 1, 2, 3: t = 2 / (1 / sqrt(3)) = 3.46, below t(0.975, 2) = 4.30
+    assert not significantly_better(seeds(2, 4, 6), seeds(1, 2, 3))
+    # differences 2, 3, 4: t = 5.20, above it
+    assert significantly_better(seeds(3, 5, 7), seeds(1, 2, 3))
+    assert not significantly_better(seeds(1, 2, 3), seeds(3, 5, 7))
+
+
+def test_a_difference_that_no_seed_changes_is_not_significant():
+    assert not significantly_better(seeds(0.8, 0.8, 0.8), seeds(0.7, 0.7, 0.7))
+
+
+def test_a_winner_must_beat_the_second_best_whatever_its_seeds():
+    low, high = seeds(0.1, 0.12, 0.11), seeds(0.9, 0.91, 0.92)
+    assert clear_winner([low, high]) == 1
+    assert clear_winner([low, high, {0: 0.95}]) is None  # one seed leads: nobody wins
+    assert clear_winner([low, high, {0: 0.5}]) is None  # the second-best has one seed
+    assert clear_winner([high, {}]) is None
+
+
+def test_a_ceiling_is_exceeded_by_three_binomial_standard_errors():
+    # sqrt(0.5 * 0.5 / 100) = 0.05
+    assert not exceeds(0.64, 0.5, 100)
+    assert exceeds(0.66, 0.5, 100)
+    assert not exceeds(0.2, 0.5, 100)
+
+
+def test_numbers_are_printed_for_reading():
+    assert percent(summary([0.7, 0.72])) == "71.0 ± 1.4"
+    assert percent(summary([0.709])) == "70.9 (n=1)"
+    assert points(-1.25) == f"{MINUS}1.2"
+    sizes = {0.0042: "0.0042", 0.0000378: "0.0000378", 1.2345: "1.23", 148.2: "148.2", 0: "0"}
+    assert {value: size(value) for value in sizes} == sizes
+    assert [heading(name) for name in ("verb_top1", "noun_recall5")] == [
+        "Verb top-1",
+        "Noun recall@5",
+    ]
+
+
+def test_the_papers_numbers_are_those_it_prints():
+    found = paper.published("table3", "MambaVL")
+    assert dict(found.scores) == {"verb_top1": 69.1, "noun_top1": 63.9, "action_top1": 48.6}
+    assert {name: len(rows) for name, rows in paper.paper_tables().items()} == {
+        "table1": 11,
+        "table2": 6,
+        "table3": 4,
+        "table4": 3,
+    }
+
+
+def test_a_table_of_our_own_quotes_a_row_only_if_its_name_is_in_one_table():
+    assert paper.published("anatomy", "MambaVL").scores["action_top1"] == 48.6
+    assert paper.published("anatomy", "MambaVL (ORViT)") is None  # in Tables 1 and 2
+    assert paper.published("table3", None) is None
+
+
+def row_as_in(protocol, **changed):
+    params = {**protocol, **changed}
+    metrics = {"verb_top1": 0.70, "noun_top1": 0.62, "action_top1": 0.486}
+    run = Tracked("id", "mlflow", {}, params, {})
+    return Row("mamba", "Ours", "MambaVL", (SeedResult(0, ("id",), "done", (run,), metrics),), {})
+
+
+def test_a_row_is_comparable_only_if_all_of_the_protocol_agrees():
+    mamba = paper.published("table3", "MambaVL")
+    assert paper.comparable(row_as_in(mamba.protocol), mamba) is None
+    for name in mamba.protocol:
+        reason = paper.comparable(row_as_in(mamba.protocol, **{name: "another"}), mamba)
+        assert "another" in reason
+    frozen = {k: v for k, v in mamba.protocol.items() if k != "encoders.text.frozen"}
+    reason = paper.comparable(row_as_in(frozen), mamba)
+    assert reason == "encoders.text.frozen is not recorded, not True"
+
+
+def test_a_row_of_the_paper_without_a_protocol_is_never_subtracted_from():
+    other = paper.published("table1", "MambaVL (ViT-B)")
+    assert paper.comparable(row_as_in({"data.name": "ek100"}), other)
+
+
+def test_ours_minus_paper_is_printed_where_the_protocol_agrees():
+    report = ReportSpec(table="table3", title="", metrics=["verb_top1", "noun_top1", "action_top1"])
+    row = row_as_in(paper.published("table3", "MambaVL").protocol)
+    cell = results_table(report, "", [row], []).rows[0][-1]
+    assert cell.text == f"+0.9 / {MINUS}1.9 / +0.0"
+    assert cell.raw["verb_top1_ours_minus_paper"] == pytest.approx(0.9)
+
+
+NASTY = r"50% of a_b & c#1 {x} \y ~ ^ $ < > | ± † ‡" + MINUS + NONE
+
+
+def test_latex_gets_no_character_that_it_reads_as_a_command():
+    text = escape(NASTY)
+    assert text.isascii()
+    assert r"50\% of a\_b \& c\#1 \{x\} \textbackslash{}y" in text
+    assert not re.search(r"(?<!\\)[%&#_]", text)
+
+
+def test_every_rendering_shows_the_same_table():
+    rows = ((Cell("a|b", {"row": "a|b"}), Cell("1.5", {"x": 1.4999}, bold=True)),)
+    table = Table("Title", "sweep s", ("Row", "X"), rows, ("note",))
+    assert "| a\\|b | **1.5** |" in markdown(table)
+    assert r"a$|$b & \textbf{1.5} \\" in latex(table)
+    assert comma_separated(table) == "row,x\na|b,1.4999\n"
+
+
+@pytest.mark.parametrize(
+    ("costs", "unit"),
+    [
+        ((3.8e-5, 3.8e-5), "MFLOPs"),
+        ((3.8e-5, 7.5e-5), "MFLOPs"),
+        ((2e-3, 7e-2), "MFLOPs"),
+        ((1e-4, 500), "GFLOPs"),
+        ((405, 413.5), "GFLOPs"),
+        ((0, 0.5), "GFLOPs"),
+    ],
+)
+def test_numbers_on_the_cost_axis_do_not_run_into_each_other(costs, unit):
+    shown = [
+        Row(
+            str(place),
+            f"row {place}",
+            None,
+            (SeedResult(0, ("id",), "done", (run,), {"verb_top1": 0.5}),),
+            {},
+        )
+        for place, cost in enumerate(costs)
+        for run in [Tracked("id", "mlflow", {"cost/gflops": cost}, {}, {})]
+    ]
+    figure = figures.accuracy_cost(ReportSpec(**KITCHEN), shown)
+    figure.draw_without_rendering()
+    axis = figure.axes[0].xaxis
+    assert axis.get_label_text() == f"{unit} per sample"
+    low, high = figure.axes[0].get_xlim()
+    boxes = [
+        tick.label1.get_window_extent()
+        for tick in axis.get_major_ticks()
+        if low <= tick.get_loc() <= high
+    ]
+    assert len(boxes) >= 2
+    boxes.sort(key=lambda box: box.x0)
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))

@@ -1,0 +1,254 @@
+"""Runs and sweeps end to end, and what they survive. Every process here is a real one."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.launch import launch
+from harness.plan import plan
+from harness.states import plan_table, state_of
+from harness.store import Store
+
+ROOT = Path(__file__).resolve().parent.parent
+ROWS = """
+runs:
+  text: {label: Question only}
+  more: {label: With pre-logits, head: pre_logits}
+"""
+LONG = "runs: {text: {train.epochs: 40, train.steps_per_epoch: 3}}\n"
+
+
+def start(folder: Path, *words: str, **env: str) -> subprocess.Popen:
+    """`harness WORDS` in `folder`, as a user's shell starts it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "harness.cli", *words],
+        cwd=folder,
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def harness(folder: Path, *words: str, **env: str) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of `harness WORDS`."""
+    process = start(folder, *words, **env)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def finish(store: Store, file: Path):
+    """The sweep in `file`, run to its end in this process."""
+    sweep = plan(file)
+    return sweep, launch(store, sweep, "inline", 1, 1)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A finished sweep: (folder, sweep, store, outcome)."""
+    from conftest import TINY
+
+    folder = tmp_path_factory.mktemp("done")
+    (folder / "tiny.yaml").write_text(TINY + ROWS)
+    store = Store(folder / "runs")
+    sweep, outcome = finish(store, folder / "tiny.yaml")
+    return folder, sweep, store, outcome
+
+
+def test_a_sweep_brings_every_run_to_a_result(done):
+    _, sweep, store, outcome = done
+    assert sorted(outcome.done) == sorted(run.run_id for run in sweep.runs)
+    for run in sweep.runs:
+        folder = store.run(run.run_id)
+        result = folder.result()
+        assert {"test/verb_top1", "test/action_top1", "select/noun_top5"} <= set(result["metrics"])
+        assert result["samples"] == {"train": 96, "select": 32, "test": 64}
+        assert result["cost"]["params_m"] > 0
+        assert [row["epoch"] for row in folder.metrics()] == [1, 2, 3]
+        assert folder.checkpoints() == []
+        assert len(folder.predictions().ids) == 64
+
+
+def test_the_scores_are_those_of_the_stored_predictions(done):
+    _, sweep, store, _ = done
+    folder = store.run(sweep.runs[0].run_id)
+    said = folder.predictions()
+    share = (said.logits["verb"].argmax(1) == said.targets["verb"]).mean()
+    assert folder.result()["metrics"]["test/verb_top1"] == pytest.approx(share)
+
+
+def test_the_same_sweep_again_does_nothing(done):
+    _, sweep, store, _ = done
+    before = {f: f.stat().st_mtime_ns for f in store.root.rglob("*") if f.name == "result.json"}
+    again = launch(store, sweep, "inline", 1, 1)
+    assert again.done == []
+    assert len(again.skipped) == 2
+    assert {f: f.stat().st_mtime_ns for f in before} == before
+
+
+def test_the_plan_says_what_is_done_and_what_is_new(done, sweep_file):
+    _, sweep, store, _ = done
+    assert "2 runs (2 done)" in plan_table(sweep, store)
+    text = plan_table(plan(sweep_file(LONG)), store)
+    assert "(1 new)" in text
+    assert re.search(r"new +run$", text, re.M)
+
+
+def killed_after(folder: Path, run_id: str, lines: int) -> None:
+    """Start a run in a process and end it with SIGKILL once it has written `lines` epochs."""
+    process = start(folder, "run", f"runs/{run_id}/spec.json")
+    with process:
+        run = Store(folder / "runs").run(run_id)
+        deadline = time.time() + 60
+        while len(run.metrics()) < lines and time.time() < deadline:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def test_killed_at_any_moment_a_run_ends_with_the_same_bits(tmp_path, sweep_file):
+    file = sweep_file(LONG)
+    sweep, _ = finish(Store(tmp_path / "calm"), file)
+    run_id = sweep.runs[0].run_id
+    store = Store(tmp_path / "runs")
+    store.run(run_id).write_spec(sweep.runs[0].spec.model_dump(mode="json"), sweep.paths)
+    for lines in (1, 7, 23):
+        killed_after(tmp_path, run_id, lines)
+        assert store.run(run_id).state() == "interrupted"
+        assert "resume after epoch" in state_of(sweep.runs[0], store)[1]
+    launch(store, sweep, "inline", 1, 1)
+    calm, stormy = Store(tmp_path / "calm").run(run_id), store.run(run_id)
+    assert stormy.attempts() == 4
+    assert stormy.result()["metrics"] == calm.result()["metrics"]
+    for name, logits in calm.predictions().logits.items():
+        assert np.array_equal(logits, stormy.predictions().logits[name])
+
+    def curve(run):
+        return [
+            {k: v for k, v in row.items() if "time" not in k and k != "epoch_seconds"}
+            for row in run.metrics()
+        ]
+
+    assert curve(stormy) == curve(calm)
+
+
+def test_two_sweeps_at_once_run_everything_exactly_once(tmp_path, sweep_file):
+    sweep_file(ROWS + "seeds: [0, 1]\n")
+    both = [start(tmp_path, "sweep", "tiny.yaml", "--jobs", "2") for _ in range(2)]
+    for process in both:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    store = Store(tmp_path / "runs")
+    assert [run.attempts() for run in store.runs()] == [1, 1, 1, 1]
+    assert all(run.state() == "done" for run in store.runs())
+
+
+def test_a_failed_run_does_not_stop_the_others_and_is_named_at_the_end(tmp_path, sweep_file):
+    sweep_file("runs: {bad: {label: Bad, train.batch_size: 1000}, good: {}}\n")
+    code, _, err = harness(tmp_path, "sweep", "tiny.yaml")
+    assert code == 1
+    last = err.strip().splitlines()[-1]
+    assert re.match(
+        r"FAILED  [0-9a-f]{12}  Bad, seed 0: ValueError: train.batch_size is 1000", last
+    )
+    assert "Traceback" not in err
+    store = Store(tmp_path / "runs")
+    assert sorted(run.state() for run in store.runs()) == ["done", "failed"]
+    code, out, _ = harness(tmp_path, "plan", "tiny.yaml")
+    assert code == 0
+    assert "--retry runs it again: ValueError" in out
+
+
+def test_a_run_whose_need_failed_is_not_started(store, sweep_file):
+    text = """
+needs: {first: {train.batch_size: 1000, fusion: {name: mean}}}
+runs: {a: {needs.weights: first}}
+"""
+    sweep, outcome = finish(store, sweep_file(text))
+    failures = {run.row: outcome.failed[run.run_id] for run in sweep.runs}
+    assert "ValueError" in failures["first"]
+    assert "it needs run" in failures["a"]
+    assert store.run(sweep.runs[1].run_id).attempts() == 0
+
+
+def test_frozen_tokens_are_computed_once_and_give_what_the_live_encoder_gives(store, sweep_file):
+    text = """
+needs: {first: {fusion: {name: mean}, data.options.targets: perception}}
+runs:
+  frozen: {needs.weights: first, encoders.text.frozen: true}
+  wider: {needs.weights: first, encoders.text.frozen: true, head: pre_logits}
+"""
+    sweep, outcome = finish(store, sweep_file(text))
+    assert outcome.failed == {}
+    assert len(list(store.tokens.glob("*/done.json"))) == 3  # train, select, test: once for both
+    needed = store.run(sweep.runs[0].run_id).weights_file
+    assert needed.exists()
+    from safetensors.torch import load_file
+
+    kept = load_file(store.run(sweep.runs[1].run_id).weights_file)
+    assert not any(name.startswith("encoders.") for name in kept)
+
+
+def test_an_edited_plugin_is_seen_and_can_be_run_anew(tmp_path, sweep_file):
+    source = (ROOT / "tests" / "toy_package" / "toy_fusion.py").read_text()
+    info = tmp_path / "site" / "toy_fusion-0.1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-fusion\nVersion: 0.1.0\n")
+    (info / "entry_points.txt").write_text("[harness.plugins]\ntoy = toy_fusion\n")
+    plugin = tmp_path / "site" / "toy_fusion.py"
+    plugin.write_text(source)
+    env = {"PYTHONPATH": str(tmp_path / "site")}
+    sweep_file("runs: {toy: {fusion: {name: toy_sum}}}\n")
+    code, _, err = harness(tmp_path, "sweep", "tiny.yaml", "--launcher", "inline", **env)
+    assert code == 0, err
+    plugin.write_text(source.replace(".tanh()", ".sigmoid()"))
+    _, out, _ = harness(tmp_path, "plan", "tiny.yaml", **env)
+    assert "done (code differs: " in out
+    assert "toy_fusion.py)" in out
+    code, _, err = harness(tmp_path, "sweep", "tiny.yaml", "--stale", "rerun", **env)
+    assert code == 0, err
+    _, out, _ = harness(tmp_path, "plan", "tiny.yaml", **env)
+    assert "code differs" not in out
+    (run,) = Store(tmp_path / "runs").runs()
+    assert run.attempts() == 2
+    assert (run.path / "stale" / "1" / "result.json").exists()
+
+
+def test_changed_data_stop_a_planned_run_with_a_clear_word(store, sweep_file):
+    sweep = plan(sweep_file(ROWS))
+    run = sweep.runs[0]
+    spec = run.spec.model_copy(update={"fingerprint": "0" * 64})
+    folder = store.run(spec.run_id)
+    folder.write_spec(spec.model_dump(mode="json"), {})
+    from harness.run import run as execute
+
+    with pytest.raises(ValueError, match="have changed since the run was planned"):
+        execute(store, spec.run_id, lambda *_: None)
+    assert "have changed" in folder.failure()
+
+
+def test_user_errors_are_one_message_and_exit_code_2(tmp_path, sweep_file):
+    sweep_file("runs: {a: {fusion: {name: mpl}}}\n")
+    code, out, err = harness(tmp_path, "sweep", "tiny.yaml")
+    assert (code, out) == (2, "")
+    assert "unknown fusion 'mpl'" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from harness.cli import app\n"
+        "heavy = {'torch', 'mlflow', 'pydantic', 'pandas', 'numpy', 'rich'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

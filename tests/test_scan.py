@@ -1,0 +1,278 @@
+"""The selective scan: the plain loop against numbers worked by hand, every backend against it."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.library import opcheck
+
+from fusions.scan import BACKENDS, chunked, reference, scan_macs, selective_scan
+
+FAST = sorted(set(BACKENDS) - {"reference"})
+RULES = ["euler", "zoh"]
+SHAPES = [(2, 7, 3, 4), (1, 1, 7, 5), (3, 16, 5, 3), (2, 33, 1, 1), (4, 5, 9, 16)]
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def make(B: int, L: int, D: int, N: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """x, dt, A, B, C as a Mamba block would make them; leaves of the graph."""
+    parts = [
+        torch.randn(B, L, D),
+        torch.rand(B, L, D) * 0.5,
+        -torch.rand(D, N) * 4,
+        torch.randn(B, L, N),
+        torch.randn(B, L, N),
+    ]
+    return [part.to(dtype).requires_grad_() for part in parts]
+
+
+def gradients(y: Tensor, inputs: list[Tensor], gy: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(y, inputs, gy, materialize_grads=True)
+
+
+@pytest.fixture(params=["one token", "three", "all"])
+def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small problems still have to be cut: set how much fits into a chunk."""
+    tokens = {"one token": 1, "three": 3, "all": 1 << 19}[request.param]
+    monkeypatch.setattr(chunked, "CHUNK", 1)
+    monkeypatch.setattr(chunked, "FEWEST", tokens)
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_two_euler_steps_agree_with_numbers_worked_by_hand(backend: str) -> None:
+    # h1 = 0.5*2*3 = 3; h2 = exp(-ln 2)*3 + 1*0.5*4 = 3.5; y = C h + D x
+    x = torch.tensor([[[2.0], [0.5]]])
+    dt = torch.tensor([[[0.5], [1.0]]])
+    A = torch.tensor([[-math.log(2.0)]])
+    B = torch.tensor([[[3.0], [4.0]]])
+    C = torch.tensor([[[10.0], [100.0]]])
+    y = selective_scan(x, dt, A, B, C, torch.tensor([7.0]), backend=backend)
+    torch.testing.assert_close(y, torch.tensor([[[30 + 14.0], [350 + 3.5]]]))
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_two_zero_order_hold_steps_agree_with_numbers_worked_by_hand(backend: str) -> None:
+    # exp(dt A) is 1/2, then 1/4; (exp(dt A) - 1) / A is 1/2 / ln 2, then 3/4 / ln 2
+    ln2 = math.log(2.0)
+    x = torch.tensor([[[2.0], [4.0]]])
+    dt = torch.tensor([[[1.0], [2.0]]])
+    A = torch.tensor([[-ln2]])
+    B = torch.tensor([[[3.0], [1.0]]])
+    C = torch.tensor([[[1.0], [1.0]]])
+    y = selective_scan(x, dt, A, B, C, discretise="zoh", backend=backend)
+    torch.testing.assert_close(y, torch.tensor([[[3.0], [0.75 + 3.0]]]) / torch.tensor(ln2))
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_states_of_a_channel_are_read_out_by_C(backend: str) -> None:
+    # one token: y_d = sum over n of C_n dt_d B_n x_d = dt_d x_d (1*5 + 2*7)
+    x, dt = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[1.0, 0.5]]])
+    B, C = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[5.0, 7.0]]])
+    y = selective_scan(x, dt, -torch.ones(2, 2), B, C, backend=backend)
+    torch.testing.assert_close(y, torch.tensor([[[19.0, 19.0]]]))
+
+
+@pytest.mark.usefixtures("chunk")
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("backend", FAST)
+def test_a_backend_agrees_with_the_plain_loop(
+    backend: str, shape: tuple[int, int, int, int], rule: str
+) -> None:
+    inputs = make(*shape)
+    gy = torch.randn_like(inputs[0])
+    expected = reference.scan(*inputs, zoh=rule == "zoh")
+    y = selective_scan(*inputs, discretise=rule, backend=backend)
+    torch.testing.assert_close(y, expected)
+    wanted = gradients(expected, inputs, gy)
+    for got, want in zip(gradients(y, inputs, gy), wanted, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_single_precision_stays_within_a_millionth_of_double(backend: str, rule: str) -> None:
+    inputs = make(3, 64, 20, 8)
+    gy = torch.randn_like(inputs[0])
+    exact = reference.scan(*inputs, zoh=rule == "zoh")
+    single = [part.detach().float().requires_grad_() for part in inputs]
+    y = selective_scan(*single, discretise=rule, backend=backend)
+    got = (y, *gradients(y, single, gy.float()))
+    want = (exact, *gradients(exact, inputs, gy))
+    for a, b in zip(got, want, strict=True):
+        assert (a - b).abs().max() <= 2e-6 * b.abs().max()
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_gradients_agree_with_finite_differences(backend: str, rule: str) -> None:
+    def scan(*parts: Tensor) -> Tensor:
+        return selective_scan(*parts, discretise=rule, backend=backend)
+
+    assert torch.autograd.gradcheck(scan, make(2, 5, 3, 2))
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("size", [0.0, 1e-300, 1e-12, 1e-5, 1e-2, 0.0999, 0.1001, 3.0])
+def test_zero_order_hold_is_exact_however_small_A_is(backend: str, size: float) -> None:
+    """Against the closed form of one token in Python's exact-enough arithmetic."""
+    one = torch.ones(1, 1, 1, dtype=torch.float64)
+    A = torch.full((1, 1), -size, dtype=torch.float64, requires_grad=True)
+    y = selective_scan(one, one, A, one, one, discretise="zoh", backend=backend)
+    (slope,) = torch.autograd.grad(y.sum(), A)
+    terms = [(-size) ** k / math.factorial(k + 1) for k in range(40)]
+    slopes = [k * (-size) ** (k - 1) / math.factorial(k + 1) for k in range(1, 40)]
+    assert y.item() == pytest.approx(math.fsum(terms), rel=1e-12)
+    assert slope.item() == pytest.approx(math.fsum(slopes), rel=1e-11)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_no_token_sees_a_later_one(backend: str, rule: str) -> None:
+    x, dt, A, B, C = make(2, 9, 3, 4)
+    y = selective_scan(x, dt, A, B, C, discretise=rule, backend=backend)
+    reach = torch.autograd.grad(y[:, 4].sum(), (x, dt, B, C))
+    assert all((g[:, 5:] == 0).all() for g in reach)
+    assert all((g[:, :5].abs().sum((0, 2)) > 0).all() for g in reach[:3])
+
+
+@pytest.mark.usefixtures("chunk")
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_masked_tokens_are_as_if_they_were_not_there(backend: str, rule: str) -> None:
+    x, dt, A, B, C = make(2, 9, 3, 4)
+    D = torch.randn(3, dtype=torch.float64)
+    keep = torch.tensor([True, True, False, True, False, False, True, True, False])
+    dirty = [part.detach().clone() for part in (x, dt, B, C)]
+    for part in dirty:
+        part[:, ~keep] = 1e4 * torch.randn_like(part[:, ~keep])
+    leaves = [part.requires_grad_() for part in dirty]
+    full = selective_scan(
+        leaves[0], leaves[1], A, leaves[2], leaves[3], D,
+        discretise=rule, mask=keep.expand(2, 9), backend=backend,
+    )  # fmt: skip
+    short = selective_scan(
+        x[:, keep], dt[:, keep], A, B[:, keep], C[:, keep], D, discretise=rule, backend=backend
+    )
+    torch.testing.assert_close(full[:, keep], short)
+    assert (full[:, ~keep] == 0).all()
+    for grad in torch.autograd.grad(full.sum(), leaves):
+        assert (grad[:, ~keep] == 0).all()
+        assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("shape", [(0, 4, 3, 2), (2, 0, 3, 2), (0, 0, 3, 2)])
+def test_no_samples_or_no_tokens_give_an_empty_result(
+    backend: str, shape: tuple[int, int, int, int]
+) -> None:
+    inputs = make(*shape)
+    y = selective_scan(*inputs, backend=backend)
+    assert y.shape == inputs[0].shape
+    grads = gradients(y, inputs, torch.empty_like(y))
+    assert [g.shape for g in grads] == [p.shape for p in inputs]
+    assert (grads[2] == 0).all()
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("where", range(5), ids=["x", "dt", "A", "B", "C"])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_nan_shows_up_exactly_where_the_plain_loop_shows_it(
+    backend: str, where: int, rule: str
+) -> None:
+    inputs = make(3, 8, 5, 4, torch.float32)
+    with torch.no_grad():
+        inputs[where][(1, 3, 2)[: inputs[where].ndim] if where != 2 else (1, 2)] = float("nan")
+    expected = reference.scan(*inputs, zoh=rule == "zoh")
+    y = selective_scan(*inputs, discretise=rule, backend=backend)
+    assert expected.isnan().any()
+    assert not expected.isnan().all()
+    assert torch.equal(y.isnan(), expected.isnan())
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_inputs_need_not_be_contiguous(backend: str) -> None:
+    x, dt, A, B, C = (part.detach() for part in make(2, 9, 6, 4))
+    skewed = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in (x, dt, B, C)]
+    skewed.insert(2, A.T.contiguous().T)
+    sliced = torch.cat([x, x], dim=-1)[..., 6:]
+    expected = reference.scan(x, dt, A, B, C, zoh=False)
+    torch.testing.assert_close(selective_scan(*skewed, backend=backend), expected)
+    torch.testing.assert_close(selective_scan(sliced, dt, A, B, C, backend=backend), expected)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_positive_A_overflows_as_the_plain_loop_does(backend: str) -> None:
+    inputs = make(1, 6, 2, 2, torch.float32)
+    inputs[2] = inputs[2].detach() * -100
+    expected = reference.scan(*inputs, zoh=False)
+    assert expected.isinf().any()
+    y = selective_scan(*inputs, backend=backend)
+    assert torch.equal(y.isfinite(), expected.isfinite())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_half_precision_is_computed_in_single(backend: str, dtype: torch.dtype) -> None:
+    half = make(2, 50, 6, 4, dtype)
+    y = selective_scan(*half, backend=backend)
+    exact = selective_scan(*(part.detach().float() for part in half), backend=backend)
+    assert y.dtype == dtype
+    assert torch.equal(y, exact.to(dtype))
+    assert all(g.dtype == dtype for g in gradients(y, half, torch.ones_like(y)))
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_autocast_does_not_lower_the_precision_inside(backend: str) -> None:
+    inputs = make(2, 50, 6, 4, torch.float32)
+    plain = selective_scan(*inputs, backend=backend)
+    wanted = gradients(plain, inputs, torch.ones_like(plain))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = selective_scan(*inputs, backend=backend)
+        got = gradients(y, inputs, torch.ones_like(y))
+    assert torch.equal(y, plain)
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_the_operator_keeps_the_rules_of_torch(backend: str) -> None:
+    rules = ("test_schema", "test_autograd_registration", "test_faketensor")
+    for shape in [(2, 5, 3, 2), (0, 4, 3, 2)]:
+        inputs = (*make(*shape), False, backend)
+        opcheck(torch.ops.harness.selective_scan.default, inputs, test_utils=rules)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_backward_keeps_one_state_per_chunk_and_not_one_per_token(
+    rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunked, "CHUNK", 16 * 2 * 8 * 4)
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        selective_scan(*make(2, 160, 8, 4), discretise=rule, backend="torch")
+    assert 10 * 2 * 8 * 4 in [t.numel() for t in kept]
+    assert max(t.numel() for t in kept) <= 2 * 160 * 8
+
+
+def test_wrong_shapes_and_unknown_names_are_named_in_the_error() -> None:
+    x, dt, A, B, C = make(2, 5, 3, 4)
+    with pytest.raises(ValueError, match=r"dt is \(2, 4, 3\)"):
+        selective_scan(x, dt[:, :4], A, B, C)
+    with pytest.raises(ValueError, match=r"C is \(2, 5, 3\)"):
+        selective_scan(x, dt, A, B, C[..., :3])
+    with pytest.raises(ValueError, match=r"unknown scan backend 'tpu'\. Known: auto"):
+        selective_scan(x, dt, A, B, C, backend="tpu")
+    with pytest.raises(ValueError, match="unknown discretisation 'bilinear'"):
+        selective_scan(x, dt, A, B, C, discretise="bilinear")
+
+
+def test_the_cost_of_a_scan_is_what_makes_table_4_add_up() -> None:
+    # two streams of 1568 and 77 tokens at width 768 with 16 states: 0.183 G
+    total = scan_macs(1, 1568, 768, 16) + scan_macs(1, 77, 768, 16)
+    assert total == 9 * 1645 * 768 * 16 + 1645 * 768
+    assert round(total / 1e9, 3) == 0.183
