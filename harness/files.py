@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,13 @@ def write_atomic(file: Path, write: Callable[[BinaryIO], Any]) -> None:
         beside.replace(file)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove temporary files that a killed `write_atomic` left in `folder`."""
+    for file in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.[0-9a-f]{8}", file.name):
+            file.unlink()
 
 
 def write_json(file: Path, value: Any) -> None:

@@ -27,7 +27,7 @@ from harness.registry import load_plugins
 from harness.spec import Resolver, RunSpec
 from harness.sweepfile import SweepFile
 
-ROW_KEYS = ("label", "paper")
+ROW_KEYS = ("label", "paper", "seeds")
 MAX_RUNS = 100_000
 NEEDS = ("weights",)
 
@@ -135,12 +135,13 @@ class _Planner:
             if name in rows:
                 where = prerequisites.value[name].where
                 raise ConfigError(f"{where}: needs.{name}: {name!r} is a row too; rename one")
-        seeds = list(self._seeds())
+        seeds = self._seeds(self.text.sections.get("seeds") or node_of([0], str(self.text.file)))
         if len(rows) * len(seeds) > MAX_RUNS:
             raise ConfigError(f"{self.text.file}: {len(rows)} rows x {len(seeds)} seeds: too many")
         runs: dict[str, PlannedRun] = {}
         for row, node in rows.items():
-            for seed in seeds:
+            own = node.get("seeds")
+            for seed in self._seeds(own) if own else seeds:
                 try:
                     run = self._one(row, node, seed, rows)
                 except ConfigError as error:
@@ -189,20 +190,21 @@ class _Planner:
                 node = overlay(node, part)
             yield ", ".join(label for label, _ in combination), node
 
-    def _seeds(self) -> Iterator[Node]:
+    def _seeds(self, seeds: Node) -> list[Node]:
         """What each seed lays over a row: its number, and more where the seed is a mapping."""
-        seeds = self.text.sections.get("seeds") or node_of([0], str(self.text.file))
+        found = []
         if not isinstance(seeds.value, tuple) or not seeds.value:
             raise ConfigError(f"{seeds.where}: seeds: a list such as [0, 1, 2] is needed")
         for node in seeds.value:
             if isinstance(node.value, dict):
                 if "seed" not in node.value:
                     raise ConfigError(f"{node.where}: seeds: a mapping needs the key `seed`")
-                yield undot(node)
+                found.append(undot(node))
             elif isinstance(node.value, int) and not isinstance(node.value, bool):
-                yield Node({"seed": node}, node.where)
+                found.append(Node({"seed": node}, node.where))
             else:
                 raise ConfigError(f"{node.where}: seeds: a whole number, not {node.value!r}")
+        return found
 
     def _one(
         self, row: str, node: Node, seed: Node, rows: Mapping[str, Node], base: Node | None = None

@@ -18,7 +18,7 @@ from harness.contracts import Dataset, Encoder
 from harness.cost import cost
 from harness.evaluate import Predictions, scores
 from harness.feed import Feed
-from harness.files import write_atomic
+from harness.files import remove_partial, write_atomic
 from harness.lease import Lease, me
 from harness.model import Model, load_weights, starts_random
 from harness.provenance import code_digests, environment
@@ -65,6 +65,7 @@ def _run(store: Store, folder: RunFolder, lease: Lease, on_step: OnStep, threads
     if folder.checkpoints():  # another number of threads would give other bits
         threads = folder.env().get("threads", threads)
     env = environment(threads, torch.cuda.get_device_name() if device.type == "cuda" else "cpu")
+    remove_partial(folder.path)
     folder.write_env(env)
     folder.add_attempt({**me(), "time": started, "commit": env["commit"]})
     code = code_digests(spec)

@@ -123,7 +123,7 @@ class Resolver:
     def __init__(self, base_dir: Path) -> None:
         self.base_dir = base_dir
         self.paths: dict[str, str] = {}
-        self._facts: dict[str, tuple[Mapping[str, Stream], str]] = {}
+        self._facts: dict[str, tuple[Mapping[str, Stream], str, int]] = {}
         self._done: dict[tuple[str, int], tuple[Any, list[str], Node]] = {}
 
     def run(self, node: Node, needs: dict[str, str]) -> RunSpec:
@@ -201,11 +201,16 @@ class Resolver:
             key = spec.data.model_dump_json()
             if key not in self._facts:
                 dataset = dataset_of(spec, self.paths)
-                self._facts[key] = (dataset.streams, dataset.fingerprint())
-            streams, digest = self._facts[key]
+                size = len(dataset.split("train"))
+                self._facts[key] = (dataset.streams, dataset.fingerprint(), size)
+            streams, digest, size = self._facts[key]
         except (ValueError, OSError) as error:
             raise ConfigError(f"{data.where}: data: {error}") from error
         messages = []
+        if spec.train.batch_size > size:
+            where = node.at(["train", "batch_size"]).where
+            batch = f"train.batch_size: {spec.train.batch_size}"
+            messages.append(f"{where}: {batch} is more than the {size} samples of train")
         for stream, encoder in spec.encoders.items():
             where = node.at(["encoders", stream]).where
             if stream not in streams:

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from harness.contracts import Dataset, Tokens
-from harness.files import read_json, write_atomic, write_json
+from harness.files import read_json, remove_partial, write_atomic, write_json
 from harness.spec import RunSpec
 from harness.splits import Labels, fetch, labels_of
 
@@ -82,6 +82,7 @@ def frozen_tokens(
 def _compute(folder: Path, encoder: nn.Module, dataset: Dataset, stream: str, split: str) -> None:
     items = dataset.split(split)
     device = next(iter([*encoder.parameters(), *encoder.buffers()]), torch.empty(0)).device
+    remove_partial(folder)
     lengths: list[int] = []
     samples = []
     width = 0

@@ -14,7 +14,7 @@ base:
   encoders: {text: {name: word_transformer}}
   width: 16
   fusion: {name: single}
-  train: {epochs: 2}
+  train: {epochs: 2, batch_size: 32}
 """
 ROWS = "runs: {a: {}}\n"
 
@@ -65,6 +65,10 @@ def test_a_good_file_is_planned(tmp_path):
         (
             GOOD + "runs: {a: {encoders.video: {name: word_transformer}}}\n",
             ["s.yaml:8: encoders.video.name: 'word_transformer' reads text, but 'video' is video"],
+        ),
+        (
+            GOOD + "runs: {a: {train.batch_size: 65}}\n",
+            ["s.yaml:8: train.batch_size: 65 is more than the 64 samples of train"],
         ),
         (GOOD + "axes: {train.epochs: []}\n", ["s.yaml:8: axes.train.epochs: is empty"]),
         (GOOD + "axes: {train.epochs: 3}\n", ["s.yaml:8: axes.train.epochs: is a number"]),

@@ -70,6 +70,12 @@ def test_a_seed_may_bring_other_settings_with_it(sweep_file):
     assert second.spec.train.epochs == 2
 
 
+def test_a_row_may_have_seeds_of_its_own(sweep_file):
+    text = "runs: {a: {}, once: {seeds: [7], train.epochs: 2}}\nseeds: [0, 1]\n"
+    runs = plan(sweep_file(text)).runs
+    assert [(run.row, run.spec.seed) for run in runs] == [("a", 0), ("a", 1), ("once", 7)]
+
+
 NEEDS = """
 needs:
   perception: {data.options.targets: perception, fusion: {name: mean}}
