@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 if TYPE_CHECKING:
+    from harness.launch import Outcome
     from harness.plan import Sweep
     from harness.site import Site
     from harness.store import Store
@@ -90,10 +91,7 @@ def sweep(
     _print_outcome(outcome, planned)
 
 
-def _print_outcome(outcome: object, planned: Sweep) -> None:
-    from harness.launch import Outcome
-
-    assert isinstance(outcome, Outcome)
+def _print_outcome(outcome: Outcome, planned: Sweep) -> None:
     total = len({run.run_id for run in planned.runs})
     print(
         f"{planned.name}: {total} runs: {len(outcome.done)} done now, {len(outcome.skipped)} done "
@@ -187,13 +185,15 @@ def _store() -> tuple[Store, Site]:
 
 
 def _shares(jobs: int | None, threads: int | None, launcher: str) -> tuple[int, int]:
-    """Runs at once, and threads of each: all cores by default, one per run."""
+    """Runs at once, and threads of each: a run per GPU, or without one a run per core."""
     import os
+
+    from harness.launch import gpu_ids
 
     cores = os.cpu_count() or 1
     if launcher == "inline":
         return 1, threads or cores
-    jobs = jobs or max(1, cores // (threads or 1))
+    jobs = jobs or len(gpu_ids()) or max(1, cores // (threads or 1))
     return jobs, threads or max(1, cores // jobs)
 
 

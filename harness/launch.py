@@ -40,8 +40,15 @@ class _Queue:
 
     store: Store
     outcome: Outcome
-    waiting: list[PlannedRun]
+    waiting: list[PlannedRun] = field(default_factory=list)
     done: set[str] = field(default_factory=set)
+    attempts: dict[str, int] = field(default_factory=dict)
+    """how often work on a run had begun when this command came"""
+
+    def add(self, run: PlannedRun) -> None:
+        """Put a run in the queue."""
+        self.waiting.append(run)
+        self.attempts[run.run_id] = self.store.run(run.run_id).attempts()
 
     def next(self) -> PlannedRun | None:
         """A run whose needs are met and that nobody else is at; None if there is none now."""
@@ -49,12 +56,18 @@ class _Queue:
             missing = [need for need in run.spec.needs.values() if need not in self.done]
             if any(need in self.outcome.failed for need in missing):
                 self.settle(run, f"not started: it needs run {missing[0]}, which failed")
-            elif self.store.run(run.run_id).state() == "done":
+            elif (state := self.store.run(run.run_id).state()) == "done":
                 self.settle(run, None)
-            elif not missing and self.store.run(run.run_id).state() != "running":
+            elif state == "failed" and self.failed_elsewhere(run):
+                self.settle(run, last_line(self.store.run(run.run_id)))
+            elif not missing and state != "running":
                 self.waiting.remove(run)
                 return run
         return None
+
+    def failed_elsewhere(self, run: PlannedRun) -> bool:
+        """True if another command tried it meanwhile: once is enough."""
+        return self.store.run(run.run_id).attempts() > self.attempts[run.run_id]
 
     def settle(self, run: PlannedRun, failure: str | None) -> None:
         """Note how a run ended."""
@@ -87,7 +100,7 @@ def launch(
             folder.set_aside()
     outcome = Outcome()
     unique = {run.run_id: run for run in sweep.runs}
-    queue = _Queue(store, outcome, [])
+    queue = _Queue(store, outcome)
     for run in unique.values():
         folder = store.run(run.run_id)
         folder.write_spec(run.spec.model_dump(mode="json"), sweep.paths)
@@ -97,12 +110,12 @@ def launch(
         elif folder.state() == "failed" and not retry:
             outcome.failed[run.run_id] = f"{last_line(folder)} (failed before; --retry)"
         else:
-            queue.waiting.append(run)
+            queue.add(run)
     with Live() as live:
         if launcher == "inline":
             _inline(store, queue, threads, live)
         else:
-            _local(store, queue, jobs, threads, live)
+            _local(store, queue, jobs, threads, live, bottleneck(sweep))
     return outcome
 
 
@@ -141,15 +154,27 @@ def work(root: str, run_id: str, threads: int) -> None:
     """What a submitit job does: one run, in a process of its own."""
     from harness.run import run as execute
 
-    os.environ["OMP_NUM_THREADS"] = str(threads)
     try:
         execute(Store(Path(root)), run_id, lambda step, total, loss: None, threads)
     except LeaseTaken:
         return  # another command is at it; this one's queue looks again
 
 
-def _local(store: Store, queue: _Queue, jobs: int, threads: int, live: Live) -> None:
-    gpus = _gpus()
+def bottleneck(sweep: Sweep) -> str | None:
+    """The run that all others wait for, if there is one: it may have the cores of all jobs.
+
+    It follows from the sweep alone, so that a run's threads, and with them its bits, do not depend
+    on what happened to be running beside it.
+    """
+    first = {run.run_id for run in sweep.runs if not run.spec.needs}
+    return first.pop() if len(first) == 1 and len({r.run_id for r in sweep.runs}) > 1 else None
+
+
+def _local(
+    store: Store, queue: _Queue, jobs: int, threads: int, live: Live, first: str | None
+) -> None:
+    gpus = gpu_ids()
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for libraries that read it as they load
     free = list(range(jobs))
     active: list[tuple[PlannedRun, Any, int, float]] = []
     try:
@@ -168,7 +193,8 @@ def _local(store: Store, queue: _Queue, jobs: int, threads: int, live: Live) -> 
             while free and (next_run := queue.next()) is not None:
                 slot = free.pop(0)
                 gpu = gpus[slot % len(gpus)] if gpus else None
-                job = _submit(store, next_run, threads, gpu)
+                share = threads * jobs if next_run.run_id == first else threads
+                job = _submit(store, next_run, share, gpu)
                 active.append((next_run, job, slot, time.time()))
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
@@ -188,7 +214,7 @@ def _submit(store: Store, run: PlannedRun, threads: int, gpu: int | None) -> Any
     return executor.submit(work, str(store.root.resolve()), run.run_id, threads)
 
 
-def _gpus() -> list[int]:
+def gpu_ids() -> list[int]:
     """Ids of the GPUs that runs are dealt."""
     import torch
 

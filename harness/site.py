@@ -20,7 +20,7 @@ class Site(Config):
     runs: Path = Path("runs")
     """where run folders, the MLflow database and reports are written"""
     jobs: int | None = Field(default=None, gt=0)
-    """runs at once with the local launcher; None: one per two cores, at least one"""
+    """runs at once with the local launcher; None: one per GPU, or without one, per core"""
     threads: int | None = Field(default=None, gt=0)
     """CPU threads of each run; None: the cores shared out over the jobs"""
     mlflow_uri: str | None = None

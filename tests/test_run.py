@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.launch import launch
+from harness.launch import bottleneck, launch
 from harness.plan import plan
 from harness.states import plan_table, state_of
 from harness.store import Store
@@ -149,6 +149,16 @@ def test_two_sweeps_at_once_run_everything_exactly_once(tmp_path, sweep_file):
     store = Store(tmp_path / "runs")
     assert [run.attempts() for run in store.runs()] == [1, 1, 1, 1]
     assert all(run.state() == "done" for run in store.runs())
+
+
+def test_the_run_that_all_others_wait_for_may_have_all_cores(sweep_file):
+    text = """
+needs: {first: {fusion: {name: mean}}}
+runs: {a: {needs.weights: first}, b: {needs.weights: first, head: pre_logits}}
+"""
+    sweep = plan(sweep_file(text))
+    assert bottleneck(sweep) == sweep.runs[0].run_id
+    assert bottleneck(plan(sweep_file(ROWS, "two.yaml"))) is None
 
 
 def test_a_failed_run_does_not_stop_the_others_and_is_named_at_the_end(tmp_path, sweep_file):
