@@ -133,8 +133,10 @@ def _inline(store: Store, queue: _Queue, threads: int, live: Live) -> None:
         def on_step(
             step: int, total: int, loss: float, run: PlannedRun = run, name: str = name
         ) -> None:
+            if not live.due(run.run_id):
+                return
             note = f"step {step}/{total}  loss {loss:.3f}"
-            rows = store.run(run.run_id).metrics() if live.console.is_terminal else []
+            rows = store.run(run.run_id).metrics()
             if rows:
                 note = epoch_note({**rows[-1], "train/loss": loss}, run.spec.train.epochs)
             live.update(run.run_id, name, step, total, note)
@@ -226,7 +228,7 @@ def gpu_ids() -> list[int]:
 
 def _show(live: Live, run: PlannedRun, folder: RunFolder) -> None:
     name, epochs = f"{run.label}, seed {run.spec.seed}", run.spec.train.epochs
-    if not live.console.is_terminal:
+    if not live.due(run.run_id):
         return
     rows = folder.metrics()
     note = epoch_note(rows[-1], epochs) if rows else "starting"

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID, TextColumn, TimeRemainingColumn
 
 REFRESH_SECONDS = 0.2
 
@@ -20,9 +20,8 @@ class Live:
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
         self.bars = Progress(
-            TextColumn("{task.description:<36.36}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[note]:<44.44}"),
+            TextColumn("{task.description:<26.26}"),
+            TextColumn("{task.fields[note]:<42.42}"),
             TimeRemainingColumn(compact=True),
             console=self.console,
             transient=True,
@@ -43,11 +42,14 @@ class Live:
     ) -> None:
         self.bars.stop()
 
+    def due(self, run_id: str) -> bool:
+        """Whether a run's line is old enough to be drawn again; never when nobody watches."""
+        age = time.monotonic() - self.updated.get(run_id, 0.0)
+        return self.console.is_terminal and age >= REFRESH_SECONDS
+
     def update(self, run_id: str, name: str, done: float, total: float, note: str) -> None:
-        """Move a run's line; it appears with the first call."""
-        if not self.console.is_terminal:
-            return
-        if time.monotonic() - self.updated.get(run_id, 0.0) < REFRESH_SECONDS:
+        """Move a run's line, if it is due; it appears with the first call."""
+        if not self.due(run_id):
             return
         self.updated[run_id] = time.monotonic()
         if run_id not in self.tasks:
