@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fusions.projection import Projections, masked_mean
+from fusions.projection import Projections, masked_mean, without_padding
 from harness.contracts import Fusion, PluginConfig, Tokens
 from harness.registry import FUSIONS
 
@@ -26,15 +26,24 @@ class LateLogits(Fusion):
     class Config(PluginConfig):
         """Options of `late_logits`."""
 
-        mlp_width: int | None = Field(default=None, gt=0)
-        """hidden width of the projection MLPs; None is four times the width"""
+        mlp_width: int | None = Field(default=None, ge=0)
+        """hidden width of the projection MLPs; None is four times the width, 0 is no MLP: the
+        encoders' tokens are averaged as they are"""
 
     def __init__(self, config: Config, widths: Mapping[str, int], width: int) -> None:
         super().__init__(config, widths, width)
-        self.out_width = width * len(self.widths)
-        self.project = Projections(self.widths, width, config.mlp_width)
+        if config.mlp_width == 0:
+            self.out_width = sum(self.widths.values())
+            self.project = None
+        else:
+            self.out_width = width * len(self.widths)
+            self.project = Projections(self.widths, width, config.mlp_width)
 
     def forward(self, streams: Mapping[str, Tokens]) -> Tensor:
-        """(B, width x streams)."""
-        pooled = [masked_mean(tokens) for tokens in self.project(streams).values()]
-        return torch.cat(pooled, dim=-1)
+        """(B, out_width): the streams side by side, in their sorted order."""
+        if self.project is None:
+            known = {name: streams[name] for name in self.widths}
+            tokens = {n: Tokens(without_padding(t), t.mask) for n, t in known.items()}
+        else:
+            tokens = self.project(streams)
+        return torch.cat([masked_mean(stream) for stream in tokens.values()], dim=-1)
