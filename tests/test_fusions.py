@@ -430,3 +430,12 @@ def test_mlp_can_project_its_streams_first() -> None:
 def test_transformer_refuses_heads_that_do_not_divide_the_width() -> None:
     with pytest.raises(ValueError, match="5 heads do not divide 16"):
         build("transformer", heads=5)
+
+
+def test_late_logits_can_pool_the_tokens_as_they_are() -> None:
+    fusion = build("late_logits", 2, mlp_width=0)
+    streams = make_streams(fusion)
+    assert fusion.out_width == WIDTHS["text"] + WIDTHS["video"]
+    assert not list(fusion.parameters())
+    expected = torch.cat([masked_mean(streams[name]) for name in ("text", "video")], dim=-1)
+    torch.testing.assert_close(fusion(streams), expected)
