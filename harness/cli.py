@@ -87,7 +87,11 @@ def sweep(
     jobs, threads = _shares(jobs or site.jobs, threads or site.threads, launcher)
     rerun = stale_runs(planned, store) if stale == "rerun" else []
     outcome = launch(store, planned, launcher, jobs, threads, retry, rerun)
-    track.collect(store, site.mlflow_uri)
+    try:
+        track.collect(store, site.mlflow_uri)
+    except track.EXPORT_ERRORS as error:  # the run folders hold everything; only the export waits
+        first = str(error).splitlines()[0]
+        print(f"MLflow is not up to date: {first}. `harness report` tries again", file=sys.stderr)
     _print_outcome(outcome, planned)
 
 

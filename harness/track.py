@@ -20,12 +20,15 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag, ViewType
+from mlflow.exceptions import MlflowException
 
 from harness.provenance import changed_code
 from harness.registry import load_plugins
 from harness.store import RunFolder, Store
 
 EXPERIMENT = "harness"
+EXPORT_ERRORS = (MlflowException,)
+"""what MLflow raises when it cannot be written to; the run folders are whole all the same"""
 BATCH = 900
 """metrics per call; MLflow takes 1000 at most"""
 PARAM_LENGTH = 6000
@@ -60,12 +63,16 @@ def prepare(store: Store, override: str | None = None) -> None:
     store.root.mkdir(parents=True, exist_ok=True)
     with open(store.mlflow_file.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _experiment(MlflowClient(uri(store, override)))
+        _experiment(MlflowClient(uri(store, override)), store, override)
 
 
-def _experiment(client: MlflowClient) -> str:
+def _experiment(client: MlflowClient, store: Store, override: str | None) -> str:
     found = client.get_experiment_by_name(EXPERIMENT)
-    return str(found.experiment_id if found else client.create_experiment(EXPERIMENT))
+    if found:
+        return str(found.experiment_id)
+    # a server decides itself; beside our own file artifacts must not depend on the working folder
+    place = None if override else (store.root / "artifacts").resolve().as_uri()
+    return str(client.create_experiment(EXPERIMENT, place))
 
 
 def key(metric: str) -> str:
@@ -113,7 +120,7 @@ def collect(store: Store, override: str | None = None) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         address = uri(store, override)
         client = MlflowClient(address)
-        experiment = _experiment(client)
+        experiment = _experiment(client, store, override)
         known = tracked(address)
         sweeps = _sweeps_by_run(store)
         for folder in store.runs():
