@@ -51,7 +51,7 @@ class SsmConfig(StemConfig):
     """rank of the map x -> dt, a sixteenth of width 768 as in Mamba; `full` is line 6 literally"""
     discretise: Literal["euler", "zoh"] = "euler"
     """how B is discretised: by a step, as Mamba's code does, or by zero-order hold, eq. 2"""
-    backend: Literal["auto", "reference", "torch"] = "auto"
+    backend: Literal["auto", "reference", "torch", "numba"] = "auto"
     """what computes the scan (`fusions.scan`); `auto` takes the fastest there is"""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import pkgutil
 import platform
 import socket
 import subprocess
@@ -21,7 +22,16 @@ from harness.spec import RunSpec, file_digest
 ROOT = Path(__file__).resolve().parent.parent
 CORE = ("contracts", "evaluate", "feed", "model", "reference", "splits", "tokens", "train")
 """modules of the harness that a result depends on"""
-PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "fvcore", "mlflow", "submitit")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "numba",
+    "scikit-learn",
+    "fvcore",
+    "mlflow",
+    "submitit",
+)
 MAX_DIFF = 200_000
 
 
@@ -98,12 +108,17 @@ def _file_name(module: str) -> str:
 
 
 def _modules_of(module: ModuleType) -> Iterator[str]:
-    """A plugin's module and every module of its own package that it uses."""
+    """A plugin's module and every module of its own package that it uses.
+
+    Of a package inside that package all modules, for it may import some only when they are needed.
+    """
     waiting, seen = [module], {module.__name__}
     package = _plugin_package(module.__name__)
     while waiting:
         current = waiting.pop()
         yield current.__name__
+        for found in pkgutil.iter_modules(getattr(current, "__path__", ())):
+            yield f"{current.__name__}.{found.name}"
         for value in vars(current).values():
             used = value if isinstance(value, ModuleType) else inspect.getmodule(value)
             if used is not None and used.__name__ not in seen:

@@ -89,6 +89,8 @@ DATASETS: Registry[type[Dataset]] = Registry("dataset", Dataset)
 
 OPERATOR_MACS: dict[str, Callable[[list[list[int]]], int]] = {}
 """operator, e.g. `harness::selective_scan` -> its multiply-adds, from the shapes of its tensors"""
+IMPLEMENTATIONS: dict[str, str] = {}
+"""what plugins chose on this machine, e.g. `selective_scan` -> `numba`; every run records it"""
 
 _loaded = False
 

@@ -22,7 +22,7 @@ from harness.files import remove_partial, write_atomic
 from harness.lease import Lease, me
 from harness.model import Model, load_weights, starts_random
 from harness.provenance import code_digests, environment
-from harness.registry import load_plugins
+from harness.registry import IMPLEMENTATIONS, load_plugins
 from harness.spec import Paths, RunSpec, dataset_of
 from harness.splits import fetch
 from harness.store import RunFolder, Store
@@ -70,6 +70,7 @@ def _run(store: Store, folder: RunFolder, lease: Lease, on_step: OnStep, threads
     folder.add_attempt({**me(), "time": started, "commit": env["commit"]})
     code = code_digests(spec)
     _fix_randomness(spec.seed, threads)
+    IMPLEMENTATIONS.clear()
     needed = _needed_weights(store, spec)
     model = _build(spec, dataset, paths, needed).to(device)
     feeds = {
@@ -103,6 +104,7 @@ def _run(store: Store, folder: RunFolder, lease: Lease, on_step: OnStep, threads
             "ceiling": ceiling_name(spec, model),
             "cost": counted,
             "code": code,
+            "implementations": dict(IMPLEMENTATIONS),
             "samples": {split: len(feed) for split, feed in feeds.items()},
             "started": started,
             "finished": time.time(),
@@ -152,3 +154,5 @@ def _fix_randomness(seed: int, threads: int) -> None:
     np.random.seed(seed)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
+    # no memory is read before it is written: filling it with NaN only costs time
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -1,15 +1,21 @@
 """The selective scan: the plain loop against numbers worked by hand, every backend against it."""
 
 import math
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch
 from torch import Tensor
 from torch.library import opcheck
 
-from fusions.scan import BACKENDS, chunked, reference, scan_macs, selective_scan
+from fusions.scan import BACKENDS, chunked, compiled, reference, scan_macs, selective_scan
+from harness.registry import IMPLEMENTATIONS
 
-FAST = sorted(set(BACKENDS) - {"reference"})
+HERE = sorted(name for name in BACKENDS if name != "numba" or compiled.available())
+FAST = [name for name in HERE if name != "reference"]
+needs_numba = pytest.mark.skipif(not compiled.available(), reason="numba is not installed")
 RULES = ["euler", "zoh"]
 SHAPES = [(2, 7, 3, 4), (1, 1, 7, 5), (3, 16, 5, 3), (2, 33, 1, 1), (4, 5, 9, 16)]
 
@@ -43,7 +49,7 @@ def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(chunked, "FEWEST", tokens)
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", HERE)
 def test_two_euler_steps_agree_with_numbers_worked_by_hand(backend: str) -> None:
     # h1 = 0.5*2*3 = 3; h2 = exp(-ln 2)*3 + 1*0.5*4 = 3.5; y = C h + D x
     x = torch.tensor([[[2.0], [0.5]]])
@@ -55,7 +61,7 @@ def test_two_euler_steps_agree_with_numbers_worked_by_hand(backend: str) -> None
     torch.testing.assert_close(y, torch.tensor([[[30 + 14.0], [350 + 3.5]]]))
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", HERE)
 def test_two_zero_order_hold_steps_agree_with_numbers_worked_by_hand(backend: str) -> None:
     # exp(dt A) is 1/2, then 1/4; (exp(dt A) - 1) / A is 1/2 / ln 2, then 3/4 / ln 2
     ln2 = math.log(2.0)
@@ -68,7 +74,7 @@ def test_two_zero_order_hold_steps_agree_with_numbers_worked_by_hand(backend: st
     torch.testing.assert_close(y, torch.tensor([[[3.0], [0.75 + 3.0]]]) / torch.tensor(ln2))
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", HERE)
 def test_states_of_a_channel_are_read_out_by_C(backend: str) -> None:
     # one token: y_d = sum over n of C_n dt_d B_n x_d = dt_d x_d (1*5 + 2*7)
     x, dt = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[1.0, 0.5]]])
@@ -95,7 +101,7 @@ def test_a_backend_agrees_with_the_plain_loop(
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", HERE)
 def test_single_precision_stays_within_a_millionth_of_double(backend: str, rule: str) -> None:
     inputs = make(3, 64, 20, 8)
     gy = torch.randn_like(inputs[0])
@@ -109,7 +115,7 @@ def test_single_precision_stays_within_a_millionth_of_double(backend: str, rule:
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", HERE)
 def test_gradients_agree_with_finite_differences(backend: str, rule: str) -> None:
     def scan(*parts: Tensor) -> Tensor:
         return selective_scan(*parts, discretise=rule, backend=backend)
@@ -117,7 +123,7 @@ def test_gradients_agree_with_finite_differences(backend: str, rule: str) -> Non
     assert torch.autograd.gradcheck(scan, make(2, 5, 3, 2))
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize("size", [0.0, 1e-300, 1e-12, 1e-5, 1e-2, 0.0999, 0.1001, 3.0])
 def test_zero_order_hold_is_exact_however_small_A_is(backend: str, size: float) -> None:
     """Against the closed form of one token in Python's exact-enough arithmetic."""
@@ -132,7 +138,7 @@ def test_zero_order_hold_is_exact_however_small_A_is(backend: str, size: float) 
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", HERE)
 def test_no_token_sees_a_later_one(backend: str, rule: str) -> None:
     x, dt, A, B, C = make(2, 9, 3, 4)
     y = selective_scan(x, dt, A, B, C, discretise=rule, backend=backend)
@@ -143,7 +149,7 @@ def test_no_token_sees_a_later_one(backend: str, rule: str) -> None:
 
 @pytest.mark.usefixtures("chunk")
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", HERE)
 def test_masked_tokens_are_as_if_they_were_not_there(backend: str, rule: str) -> None:
     x, dt, A, B, C = make(2, 9, 3, 4)
     D = torch.randn(3, dtype=torch.float64)
@@ -166,7 +172,7 @@ def test_masked_tokens_are_as_if_they_were_not_there(backend: str, rule: str) ->
         assert grad.isfinite().all()
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize("shape", [(0, 4, 3, 2), (2, 0, 3, 2), (0, 0, 3, 2)])
 def test_no_samples_or_no_tokens_give_an_empty_result(
     backend: str, shape: tuple[int, int, int, int]
@@ -217,7 +223,7 @@ def test_positive_A_overflows_as_the_plain_loop_does(backend: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", HERE)
 def test_half_precision_is_computed_in_single(backend: str, dtype: torch.dtype) -> None:
     half = make(2, 50, 6, 4, dtype)
     y = selective_scan(*half, backend=backend)
@@ -227,7 +233,7 @@ def test_half_precision_is_computed_in_single(backend: str, dtype: torch.dtype) 
     assert all(g.dtype == dtype for g in gradients(y, half, torch.ones_like(y)))
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", HERE)
 def test_autocast_does_not_lower_the_precision_inside(backend: str) -> None:
     inputs = make(2, 50, 6, 4, torch.float32)
     plain = selective_scan(*inputs, backend=backend)
@@ -239,7 +245,7 @@ def test_autocast_does_not_lower_the_precision_inside(backend: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", HERE)
 def test_the_operator_keeps_the_rules_of_torch(backend: str) -> None:
     rules = ("test_schema", "test_autograd_registration", "test_faketensor")
     for shape in [(2, 5, 3, 2), (0, 4, 3, 2)]:
@@ -257,6 +263,75 @@ def test_backward_keeps_one_state_per_chunk_and_not_one_per_token(
         selective_scan(*make(2, 160, 8, 4), discretise=rule, backend="torch")
     assert 10 * 2 * 8 * 4 in [t.numel() for t in kept]
     assert max(t.numel() for t in kept) <= 2 * 160 * 8
+
+
+@needs_numba
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("shape", [(1, 9, 300, 2), (2, 70, 33, 7), (2, 5, 70, 130)])
+def test_blocks_of_channels_and_kept_states_leave_no_seam(
+    shape: tuple[int, int, int, int], rule: str
+) -> None:
+    inputs = make(*shape)
+    gy = torch.randn_like(inputs[0])
+    expected = reference.scan(*inputs, zoh=rule == "zoh")
+    y = selective_scan(*inputs, discretise=rule, backend="numba")
+    torch.testing.assert_close(y, expected)
+    wanted = gradients(expected, inputs, gy)
+    for got, want in zip(gradients(y, inputs, gy), wanted, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@needs_numba
+def test_the_compiled_loops_give_the_same_bits_on_any_number_of_threads() -> None:
+    inputs, found = make(3, 20, 40, 4, torch.float32), []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            y = selective_scan(*inputs, backend="numba")
+            found.append((y, *gradients(y, inputs, torch.ones_like(y))))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@needs_numba
+def test_auto_takes_the_compiled_loops_in_single_precision_on_a_cpu_and_says_so() -> None:
+    for dtype, name in [
+        (torch.float32, "numba"),
+        (torch.bfloat16, "numba"),
+        (torch.float64, "torch"),
+    ]:
+        inputs = make(2, 5, 3, 4, dtype)
+        y = selective_scan(*inputs)
+        assert torch.equal(y, selective_scan(*inputs, backend=name))
+        IMPLEMENTATIONS.clear()
+        selective_scan(*inputs)
+        assert {"selective_scan": name} == IMPLEMENTATIONS
+
+
+def test_a_forked_worker_computes_the_same_and_does_not_abort() -> None:
+    """In a process of its own: this one must not be forked with its threads running."""
+    program = """
+        import os, torch
+        from fusions.scan import selective_scan
+        torch.manual_seed(0)
+        torch.set_num_threads(2)
+        x, dt, A = torch.randn(4, 9, 8), torch.rand(4, 9, 8), -torch.rand(8, 4)
+        B, C = torch.randn(2, 4, 9, 4)
+        y = selective_scan(x, dt, A, B, C)
+        child = os.fork()
+        if child == 0:
+            torch.set_num_threads(1)
+            same = torch.allclose(selective_scan(x, dt, A, B, C), y, atol=1e-5)
+            os._exit(0 if same else 1)
+        raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_wrong_shapes_and_unknown_names_are_named_in_the_error() -> None:

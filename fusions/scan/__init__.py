@@ -14,14 +14,18 @@ sample and channel d, with a state of N numbers that starts at zero:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fusions.scan import chunked, reference
-from harness.registry import OPERATOR_MACS
+from fusions.scan import chunked, compiled, reference
+from harness.registry import IMPLEMENTATIONS, OPERATOR_MACS
+
+log = logging.getLogger(__name__)
 
 
 class Backend(NamedTuple):
@@ -38,8 +42,8 @@ class Backend(NamedTuple):
 BACKENDS = {
     "reference": Backend(reference.forward, reference.backward, reference.kept_shape),
     "torch": Backend(chunked.forward, chunked.backward, chunked.kept_shape),
+    "numba": Backend(compiled.forward, compiled.backward, compiled.kept_shape),
 }
-AUTO = "torch"
 
 
 def selective_scan(
@@ -57,16 +61,24 @@ def selective_scan(
     """y (B, L, D) of x, dt (B, L, D), A (D, N), B and C (B, L, N), D (D,), mask (B, L).
 
     Where `mask` is False the state passes untouched and y is zero, whatever finite values stand
-    there. Half precision is computed in float32. The result has the type of x.
+    there. Half precision is computed in float32. The result has the type of x. `auto` is `numba`
+    for float32 on a CPU where numba can be imported, `torch` elsewhere. Raises ValueError for
+    shapes that do not fit, unknown names, and `numba` where it cannot work.
     """
-    name = AUTO if backend == "auto" else backend
-    if name not in BACKENDS:
-        raise ValueError(f"unknown scan backend {name!r}. Known: auto, {', '.join(BACKENDS)}")
+    if backend not in ("auto", *BACKENDS):
+        raise ValueError(f"unknown scan backend {backend!r}. Known: auto, {', '.join(BACKENDS)}")
     if discretise not in ("euler", "zoh"):
         raise ValueError(f"unknown discretisation {discretise!r}. Known: euler, zoh")
     kind = torch.float32
     for part in (x, dt, A, B, C):
         kind = torch.promote_types(kind, part.dtype)
+    name = _chosen(x.device.type, kind) if backend == "auto" else backend
+    if name == "numba" and x.device.type not in ("cpu", "meta"):
+        raise ValueError(f"scan backend 'numba' is for the CPU, x is on {x.device}; take 'torch'")
+    if name == "numba" and not compiled.available():
+        raise ValueError("scan backend 'numba': numba is not installed; install it or take 'torch'")
+    if x.device.type != "meta":
+        IMPLEMENTATIONS["selective_scan"] = name
     dtype = x.dtype
     x, dt, A, B, C = (part.to(kind) for part in (x, dt, A, B, C))
     if mask is not None:
@@ -76,6 +88,15 @@ def selective_scan(
     if D is not None:
         y = torch.addcmul(y, D.to(kind), x if mask is None else x * real)
     return y.to(dtype)
+
+
+@lru_cache(maxsize=8)
+def _chosen(device: str, dtype: torch.dtype) -> str:
+    """What `auto` means for these tensors; said once in the log."""
+    fits = device == "cpu" and dtype == torch.float32
+    name = "numba" if fits and compiled.available() else "torch"
+    log.info("selective scan of %s on %s: %s", dtype, device, name)
+    return name
 
 
 def scan_macs(B: int, L: int, D: int, N: int) -> int:
