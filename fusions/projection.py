@@ -20,19 +20,30 @@ def token_mlp(width_in: int, width: int, hidden: int | None = None) -> nn.Sequen
     return nn.Sequential(nn.Linear(width_in, hidden), nn.GELU(), nn.Linear(hidden, width))
 
 
+def all_real(mask: Tensor) -> bool:
+    """True where it is known, without waiting for a GPU, that nothing is padded."""
+    return mask.device.type == "cpu" and bool(mask.all())
+
+
 def without_padding(tokens: Tokens) -> Tensor:
     """The features (B, L, D) with zeros where the mask is False, whatever stood there."""
+    if all_real(tokens.mask):
+        return tokens.features
     return tokens.features.masked_fill(~tokens.mask[..., None], 0.0)
+
+
+def silenced(x: Tensor, mask: Tensor) -> Tensor:
+    """x (B, L, D) times the mask: faster than `without_padding`, where padding is finite."""
+    return x if all_real(mask) else x * mask[..., None]
 
 
 def masked_mean(tokens: Tokens) -> Tensor:
     """Mean over the real tokens, (B, D); zeros for a sample without any.
 
-    Padding must be finite: multiplying by the mask is several times faster than `without_padding`,
-    and every fusion has cleaned its streams before.
+    Padding must be finite; every fusion has cleaned its streams before.
     """
     count = tokens.mask.sum(dim=1, keepdim=True).clamp(min=1)
-    return (tokens.features * tokens.mask[..., None]).sum(dim=1) / count
+    return silenced(*tokens).sum(dim=1) / count
 
 
 class Projections(nn.ModuleDict):

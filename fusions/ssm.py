@@ -28,8 +28,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusions.projection import masked_mean, token_mlp, without_padding
-from fusions.scan import selective_scan
+from fusions.projection import masked_mean, silenced, token_mlp, without_padding
+from fusions.scan import causal_conv, selective_scan
 from harness.contracts import PluginConfig, Tokens
 
 
@@ -51,7 +51,7 @@ class SsmConfig(StemConfig):
     """rank of the map x -> dt, a sixteenth of width 768 as in Mamba; `full` is line 6 literally"""
     discretise: Literal["euler", "zoh"] = "euler"
     """how B is discretised: by a step, as Mamba's code does, or by zero-order hold, eq. 2"""
-    backend: Literal["auto", "reference", "torch", "numba"] = "auto"
+    backend: Literal["auto", "reference", "torch", "numba", "cuda"] = "auto"
     """what computes the scan (`fusions.scan`); `auto` takes the fastest there is"""
 
 
@@ -72,14 +72,8 @@ class ConvStem(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tensor:
         """(B, L, width); padding is silent, whatever it holds."""
-        x = self.project(without_padding(tokens)) * tokens.mask[..., None]
-        taps, length = self.taps.shape[0], x.shape[1]
-        past = F.pad(x, (0, 0, taps - 1, 0))
-        # A sum of shifted copies: faster than conv1d here, and the cost profiler can trace it.
-        y = self.bias
-        for i in range(taps):
-            y = torch.addcmul(y, past[:, i : i + length], self.taps[i])
-        return F.silu(y)
+        x = silenced(self.project(without_padding(tokens)), tokens.mask)
+        return F.silu(causal_conv(x, self.taps, self.bias))
 
 
 class ScanInputs(NamedTuple):

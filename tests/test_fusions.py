@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fusions.projection import masked_mean
 from fusions.scan import BACKENDS
 from fusions.ssm import ConvStem, SsmBranch, SsmConfig, StemConfig
+from fusions.transformer import averaged
 from harness.contracts import Fusion, Tokens
 from harness.registry import FUSIONS, OPERATOR_MACS, load_plugins
 
@@ -341,7 +342,7 @@ def test_each_option_of_the_scan_is_heard(name: str, options: dict[str, object])
 
 def test_the_options_offer_exactly_the_backends_there_are() -> None:
     offered = get_args(SsmConfig.model_fields["backend"].annotation)
-    assert set(offered) == {"auto", *BACKENDS}
+    assert set(offered) == {"auto", "cuda", *BACKENDS}
 
 
 def test_the_joint_scan_carries_each_stream_into_the_other() -> None:
@@ -393,21 +394,31 @@ def test_the_transformer_at_the_paper_s_size_adds_what_table_4_says() -> None:
     assert round(147.678 + sum(p.numel() for p in fusion.parameters()) / 1e6, 2) == 242.18
 
 
-def test_single_wants_to_know_which_of_several_streams() -> None:
+def test_single_refuses_several_streams() -> None:
     cls = FUSIONS["single"]
-    with pytest.raises(ValueError, match="streams text, video are given; say which"):
+    with pytest.raises(ValueError, match=r"there are text, video; take .* `encoders.video: null`"):
         cls(cls.Config(), {"video": 4, "text": 3}, WIDTH)
-    with pytest.raises(ValueError, match=r"no stream 'sound'\. Known: text, video"):
-        cls(cls.Config(stream="sound"), {"video": 4, "text": 3}, WIDTH)
 
 
-def test_single_uses_the_stream_it_is_told_to_and_no_other() -> None:
-    cls = FUSIONS["single"]
-    fusion = cls(cls.Config(stream="text"), {"video": 4, "text": 3}, WIDTH)
-    streams = make_streams(fusion)
-    other = changed(streams, "video", Tokens(torch.randn(4, 2, 4), torch.ones(4, 2).bool()))
-    assert torch.equal(fusion(other), fusion(streams))
-    assert fusion(changed(streams, "text", streams["text"])).shape == (4, WIDTH)
+def test_transformer_can_pool_a_stream_to_a_few_tokens_first() -> None:
+    fusion = build("transformer", pool={"video": 2})
+    features = torch.arange(12.0).view(1, 6, 2)
+    mask = torch.tensor([[True, True, False, False, False, False]])
+    pooled = averaged(Tokens(features, mask), 2)
+    assert pooled.mask.tolist() == [[True, False]]  # the second part has no real token
+    assert pooled.features[0, 0].tolist() == [1.0, 2.0]
+    for length, result in ((8, True), (7, False)):
+        streams = {
+            name: Tokens(torch.randn(2, tokens, WIDTHS[name]), torch.ones(2, tokens).bool())
+            for name, tokens in (("video", length), ("text", 3))
+        }
+        if result:
+            assert fusion(streams).shape == (2, WIDTH)
+        else:
+            with pytest.raises(ValueError, match="7 tokens cannot be cut into 2 equal parts"):
+                fusion(streams)
+    with pytest.raises(ValueError, match="pool names sound; the streams are text, video"):
+        build("transformer", pool={"sound": 2})
 
 
 def test_a_linear_layer_on_late_logits_is_one_classifier_per_stream() -> None:

@@ -7,10 +7,20 @@ import textwrap
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.library import opcheck
 
-from fusions.scan import BACKENDS, chunked, compiled, reference, scan_macs, selective_scan
+from fusions.scan import (
+    BACKENDS,
+    chunked,
+    compiled,
+    cuda,
+    reference,
+    scan_macs,
+    selective_scan,
+)
 from harness.registry import IMPLEMENTATIONS
 
 HERE = sorted(name for name in BACKENDS if name != "numba" or compiled.available())
@@ -265,6 +275,42 @@ def test_backward_keeps_one_state_per_chunk_and_not_one_per_token(
     assert max(t.numel() for t in kept) <= 2 * 160 * 8
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+@given(
+    shape=st.tuples(*(st.integers(1, most) for most in (3, 40, 20, 9))),
+    rule=st.sampled_from(RULES),
+    backend=st.sampled_from(FAST),
+    number=st.integers(0, 2**31),
+    masked=st.booleans(),
+    skewed=st.booleans(),
+    scale=st.sampled_from([1e-6, 0.1, 1.0, 50.0]),
+)
+def test_any_problem_has_the_same_answer_from_every_backend(
+    shape: tuple[int, int, int, int],
+    rule: str,
+    backend: str,
+    number: int,
+    masked: bool,
+    skewed: bool,
+    scale: float,
+) -> None:
+    torch.manual_seed(number)
+    inputs = make(*shape)
+    with torch.no_grad():
+        inputs[1].mul_(scale)
+    if skewed:  # the same numbers in another order in memory
+        inputs = [t.detach().transpose(0, 1).contiguous().transpose(0, 1) for t in inputs]
+        inputs = [t.requires_grad_() for t in inputs]
+    mask = torch.rand(shape[:2]) < 0.7 if masked else None
+    gy = torch.randn_like(inputs[0])
+    results = []
+    for name in ("reference", backend):
+        y = selective_scan(*inputs, discretise=rule, mask=mask, backend=name)
+        results.append((y, *gradients(y, inputs, gy)))
+    for want, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-9)
+
+
 @needs_numba
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("shape", [(1, 9, 300, 2), (2, 70, 33, 7), (2, 5, 70, 130)])
@@ -293,6 +339,26 @@ def test_the_compiled_loops_give_the_same_bits_on_any_number_of_threads() -> Non
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not cuda.available(), reason="no GPU, or no mamba-ssm for it")
+@pytest.mark.parametrize("shape", [(2, 7, 3, 4), (2, 70, 64, 16)])
+def test_the_cuda_kernels_agree_with_the_plain_loop(shape: tuple[int, int, int, int]) -> None:
+    inputs = [part.detach().cuda().requires_grad_() for part in make(*shape, torch.float32)]
+    gy = torch.randn_like(inputs[0])
+    expected = reference.scan(*inputs, zoh=False)
+    y = selective_scan(*inputs, backend="cuda")
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+    wanted = gradients(expected, inputs, gy)
+    for got, want in zip(gradients(y, inputs, gy), wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+
+
+def test_what_a_backend_cannot_do_is_said() -> None:
+    inputs = make(2, 5, 3, 4, torch.float32)
+    with pytest.raises(ValueError, match="'cuda': is for GPUs, the tensors are on cpu"):
+        selective_scan(*inputs, backend="cuda")
 
 
 @needs_numba
@@ -340,7 +406,7 @@ def test_wrong_shapes_and_unknown_names_are_named_in_the_error() -> None:
         selective_scan(x, dt[:, :4], A, B, C)
     with pytest.raises(ValueError, match=r"C is \(2, 5, 3\)"):
         selective_scan(x, dt, A, B, C[..., :3])
-    with pytest.raises(ValueError, match=r"unknown scan backend 'tpu'\. Known: auto"):
+    with pytest.raises(ValueError, match=r"scan backend 'tpu': unknown\. Known: auto"):
         selective_scan(x, dt, A, B, C, backend="tpu")
     with pytest.raises(ValueError, match="unknown discretisation 'bilinear'"):
         selective_scan(x, dt, A, B, C, discretise="bilinear")

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fusions.scan import chunked, compiled, reference
+from fusions.scan import chunked, compiled, cuda, reference
+from fusions.scan.convolution import causal_conv
 from harness.registry import IMPLEMENTATIONS, OPERATOR_MACS
 
 log = logging.getLogger(__name__)
@@ -61,42 +62,66 @@ def selective_scan(
     """y (B, L, D) of x, dt (B, L, D), A (D, N), B and C (B, L, N), D (D,), mask (B, L).
 
     Where `mask` is False the state passes untouched and y is zero, whatever finite values stand
-    there. Half precision is computed in float32. The result has the type of x. `auto` is `numba`
-    for float32 on a CPU where numba can be imported, `torch` elsewhere. Raises ValueError for
-    shapes that do not fit, unknown names, and `numba` where it cannot work.
+    there. Half precision is computed in float32. The result has the type of x.
+
+    `backend`: `numba` (CPU, any N and D), `cuda` (mamba-ssm's kernels, Euler only), `torch` (any
+    device), `reference` (the plain loop). `auto` takes `cuda` or `numba` for float32 where they can
+    be imported, else `torch`. Raises ValueError for shapes that do not fit, unknown names, and a
+    backend that cannot work here.
     """
-    if backend not in ("auto", *BACKENDS):
-        raise ValueError(f"unknown scan backend {backend!r}. Known: auto, {', '.join(BACKENDS)}")
     if discretise not in ("euler", "zoh"):
         raise ValueError(f"unknown discretisation {discretise!r}. Known: euler, zoh")
     kind = torch.float32
     for part in (x, dt, A, B, C):
         kind = torch.promote_types(kind, part.dtype)
-    name = _chosen(x.device.type, kind) if backend == "auto" else backend
-    if name == "numba" and x.device.type not in ("cpu", "meta"):
-        raise ValueError(f"scan backend 'numba' is for the CPU, x is on {x.device}; take 'torch'")
-    if name == "numba" and not compiled.available():
-        raise ValueError("scan backend 'numba': numba is not installed; install it or take 'torch'")
+    name = backend
+    if backend == "auto":
+        name = _chosen(x.device.type, kind, discretise)
+    elif problem := _problem(backend, x.device.type, discretise):
+        raise ValueError(f"scan backend {backend!r}: {problem}")
     if x.device.type != "meta":
         IMPLEMENTATIONS["selective_scan"] = name
     dtype = x.dtype
     x, dt, A, B, C = (part.to(kind) for part in (x, dt, A, B, C))
+    if mask is not None and mask.device.type == "cpu" and bool(mask.all()):
+        mask = None  # as most video has it: two passes over memory less
     if mask is not None:
         real = mask[..., None]
         dt, C = dt * real, C * real  # a step of length zero moves no state, and C silences y
-    y, _ = _scan(x, dt, A, B, C, discretise == "zoh", name)
+    if name == "cuda":
+        y = cuda.scan(x, dt, A, B, C)
+    else:
+        y, _ = _scan(x, dt, A, B, C, discretise == "zoh", name)
     if D is not None:
         y = torch.addcmul(y, D.to(kind), x if mask is None else x * real)
     return y.to(dtype)
 
 
 @lru_cache(maxsize=8)
-def _chosen(device: str, dtype: torch.dtype) -> str:
+def _chosen(device: str, dtype: torch.dtype, discretise: str) -> str:
     """What `auto` means for these tensors; said once in the log."""
-    fits = device == "cpu" and dtype == torch.float32
-    name = "numba" if fits and compiled.available() else "torch"
-    log.info("selective scan of %s on %s: %s", dtype, device, name)
+    wanted = "cuda" if device == "cuda" else "numba"
+    usable = dtype == torch.float32 and _problem(wanted, device, discretise) is None
+    name = wanted if usable and device != "meta" else "torch"
+    log.info("selective scan (%s, %s, %s): %s", device, dtype, discretise, name)
     return name
+
+
+def _problem(backend: str, device: str, discretise: str) -> str | None:
+    """Why a backend cannot be used."""
+    if backend not in (*BACKENDS, "cuda"):
+        return f"unknown. Known: auto, {', '.join(BACKENDS)}, cuda"
+    if backend == "numba" and device not in ("cpu", "meta"):
+        return f"is for the CPU, the tensors are on {device}; take 'torch'"
+    if backend == "numba" and not compiled.available():
+        return "numba is not installed; install it or take 'torch'"
+    if backend == "cuda" and device != "cuda":
+        return f"is for GPUs, the tensors are on {device}; take 'auto'"
+    if backend == "cuda" and discretise != "euler":
+        return "its kernel knows the Euler rule only; take 'torch'"
+    if backend == "cuda" and not cuda.available():
+        return "its packages cannot be imported; pip install -e \".[cuda]\", or take 'torch'"
+    return None
 
 
 def scan_macs(B: int, L: int, D: int, N: int) -> int:
@@ -168,4 +193,4 @@ def _check(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> None:
             raise ValueError(f"{name} is {tuple(part.shape)}; with x and A as given, {shape}")
 
 
-__all__ = ["BACKENDS", "scan_macs", "selective_scan"]
+__all__ = ["BACKENDS", "causal_conv", "scan_macs", "selective_scan"]

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -31,21 +32,12 @@ WIDEST, NARROWEST = 256, 32
 JOBS = 64
 """jobs to cut a small batch into for the backward pass, if the width allows"""
 
-_lock = threading.Lock()
-"""not every threading layer of numba can be entered from two threads"""
-_started = False
-_broken = False
-"""in a fork of a process whose threads had started: OpenMP would abort there"""
+_pools: dict[int, ThreadPoolExecutor] = {}
+"""threads that help the calling one, by their number"""
+os.register_at_fork(after_in_child=_pools.clear)
 
 
-def _after_fork() -> None:
-    global _broken
-    _broken = _started
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
+@lru_cache(maxsize=1)
 def available() -> bool:
     """Whether numba is installed."""
     return find_spec("numba") is not None
@@ -59,7 +51,9 @@ def forward(
     if not _usable(x, dt, A):
         return chunked.forward(x, dt, A, B, C, zoh)[0], kept.zero_()
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _launch("forward", *_inputs(x, dt, A, B, C), zoh, y, kept, *_cut(A))
+    every, block = _cut(A)
+    jobs = x.shape[0] * -(-x.shape[2] // block)
+    launch("forward", jobs, *_inputs(x, dt, A, B, C), zoh, y, kept, every, block)
     return y, kept
 
 
@@ -78,9 +72,8 @@ def backward(
     gA = x.new_empty(batch, size, width)
     gB, gC = x.new_zeros(2, parts, batch, length, size)
     inputs = _inputs(x, dt, A, B, C)
-    _launch(
-        "backward", *inputs, zoh, gy.contiguous(), kept, every, block, gx, gdt, gA, gB, gC
-    )  # fmt: skip
+    grads = (gx, gdt, gA, gB, gC)
+    launch("backward", batch * parts, *inputs, zoh, gy.contiguous(), kept, every, block, *grads)
     return gx, gdt, gA.sum(0).T.contiguous(), gB.sum(0), gC.sum(0)
 
 
@@ -104,23 +97,44 @@ def _inputs(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Ten
 
 def _usable(x: Tensor, dt: Tensor, A: Tensor) -> bool:
     """Whether the kernels can be used here, and are right for these numbers."""
-    if _broken or x.numel() == 0 or A.numel() == 0:
+    if not works_on(x) or A.numel() == 0:
         return False
     least, most = (float(bound) for bound in dt.aminmax())
     low, high = (float(bound) for bound in A.aminmax())
     return least >= 0 and most < math.inf and -math.inf < low and high <= 0  # False for a NaN
 
 
-def _launch(name: str, *arguments: Any) -> None:
-    """Run a kernel on as many threads as torch has."""
-    global _started
-    import numba
+def works_on(x: Tensor) -> bool:
+    """Whether kernels can be used for a tensor like this."""
+    fits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    return fits and x.numel() > 0 and available()
 
-    from fusions.scan import kernels
 
-    kernel: Callable[..., None] = getattr(kernels, name)
+def launch(name: str, jobs: int, *arguments: Any) -> None:
+    """Run all jobs of the kernel called `name`."""
+    from fusions.scan import conv_kernels, kernels
+
+    run(getattr(kernels, name, None) or getattr(conv_kernels, name), jobs, *arguments)
+
+
+def run(kernel: Callable[..., None], jobs: int, *arguments: Any) -> None:
+    """kernel(first, last, *arguments) for parts of 0 .. jobs, on as many threads as torch has.
+
+    The threads are Python's, which kernels let run freely. Numba's own, OpenMP's, wait for each
+    other by spinning: where runs share the cores that costs them most of their time.
+    """
     plain = [a.detach().numpy() if isinstance(a, Tensor) else a for a in arguments]
-    with _lock:
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-        _started = True
-        kernel(*plain)
+    threads = max(1, min(torch.get_num_threads(), jobs))
+    ends = [jobs * i // threads for i in range(threads + 1)]
+    helped = [
+        _pool(threads).submit(kernel, ends[i], ends[i + 1], *plain) for i in range(1, threads)
+    ]
+    kernel(0, ends[1], *plain)
+    for part in helped:
+        part.result()
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    if threads not in _pools:
+        _pools[threads] = ThreadPoolExecutor(threads - 1, "scan")
+    return _pools[threads]

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, prange, types
+from numba import njit, types
 from numba.extending import overload
 
 FAST = {"contract", "reassoc", "nsz", "arcp"}
@@ -124,18 +124,19 @@ def _one_state_zoh(h, rate, dt, x, y, b, c, ln2, width):
         y[w] += v * c
 
 
-@njit(parallel=True, fastmath=FAST, cache=True, nogil=True)
-def forward(x, dt, rate, B, C, zoh, y, kept, every, block):
-    """Fill y (B, L, D), and kept (B, chunks, N, D) with the state before each `every` tokens.
+@njit(fastmath=FAST, cache=True, nogil=True)
+def forward(first, last, x, dt, rate, B, C, zoh, y, kept, every, block):
+    """Do the jobs `first` to `last` of batch x blocks.
 
-    rate is A log2(e), (N, D); x, dt (B, L, D); B, C (B, L, N); all contiguous.
+    Fill y (B, L, D), and kept (B, chunks, N, D) with the state before each `every` tokens. rate is
+    A log2(e), (N, D); x, dt (B, L, D); B, C (B, L, N); all contiguous.
     """
-    batch, length, channels = x.shape
+    _, length, channels = x.shape
     size = rate.shape[0]
     blocks = (channels + block - 1) // block
     fours = 0 if zoh else size - size % 4
     ln2 = x.dtype.type(np.log(2.0))
-    for job in prange(batch * blocks):
+    for job in range(first, last):
         b, d = job // blocks, job % blocks * block
         width = min(block, channels - d)
         h = np.zeros((size, block), x.dtype)
@@ -234,18 +235,19 @@ def _load(lane, x, dt, gy, b, t, d, width):
         lane[TO_X, w] = 0
 
 
-@njit(parallel=True, fastmath=FAST, cache=True, nogil=True)
-def backward(x, dt, rate, B, C, zoh, gy, kept, every, block, gx, gdt, gA, gB, gC):
-    """Fill gx, gdt (B, L, D), gA (B, N, D), and add to gB, gC (parts, B, L, N).
+@njit(fastmath=FAST, cache=True, nogil=True)
+def backward(first, last, x, dt, rate, B, C, zoh, gy, kept, every, block, gx, gdt, gA, gB, gC):
+    """Do the jobs `first` to `last` of batch x parts.
 
-    Each of `parts` has its share of the blocks. The sums over samples and parts are the caller's.
+    Fill gx, gdt (B, L, D), gA (B, N, D), and add to gB, gC (parts, B, L, N). Each part has its
+    share of the blocks. The sums over samples and parts are the caller's.
     """
-    batch, length, channels = x.shape
+    _, length, channels = x.shape
     size, chunks, parts = rate.shape[0], kept.shape[1], gB.shape[0]
     blocks = (channels + block - 1) // block
     zero = x.dtype.type(0)
     ln2 = x.dtype.type(np.log(2.0))
-    for job in prange(batch * parts):
+    for job in range(first, last):
         b, part = job // parts, job % parts
         state = np.empty((size, 3, block), x.dtype)
         past = np.empty((min(every, length) + 1, size, 2, block), x.dtype)
@@ -258,17 +260,17 @@ def backward(x, dt, rate, B, C, zoh, gy, kept, every, block, gx, gdt, gA, gB, gC
                     state[n, ADJOINT, w] = 0
                     state[n, GRAD_A, w] = 0
             for chunk in range(chunks - 1, -1, -1):
-                first = chunk * every
-                tokens = min(every, length - first)
+                start = chunk * every
+                tokens = min(every, length - start)
                 for n in range(size):
                     for w in range(width):
                         past[0, n, BEFORE, w] = kept[b, chunk, n, d + w]
                 for t in range(tokens):
-                    _load(lane, x, dt, gy, b, first + t, d, width)
+                    _load(lane, x, dt, gy, b, start + t, d, width)
                     for n in range(size):
-                        _again(state, past, lane, t, n, B[b, first + t, n], zoh, ln2, width)
+                        _again(state, past, lane, t, n, B[b, start + t, n], zoh, ln2, width)
                 for t in range(tokens - 1, -1, -1):
-                    i = first + t
+                    i = start + t
                     _load(lane, x, dt, gy, b, i, d, width)
                     for n in range(size):
                         bn, cn = B[b, i, n], C[b, i, n]
