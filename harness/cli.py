@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -79,6 +82,7 @@ def sweep(
         _print_plan(planned, store)
         return
     import harness.track as track
+    from harness.config import ConfigError
     from harness.launch import launch
     from harness.states import stale_runs
 
@@ -86,12 +90,12 @@ def sweep(
     store.write_sweep(planned.record())
     jobs, threads = _shares(jobs or site.jobs, threads or site.threads, launcher)
     rerun = stale_runs(planned, store) if stale == "rerun" else []
-    outcome = launch(store, planned, launcher, jobs, threads, retry, rerun)
+    with _goes_on():
+        outcome = launch(store, planned, launcher, jobs, threads, retry, rerun)
     try:
         track.collect(store, site.mlflow_uri)
-    except track.EXPORT_ERRORS as error:  # the run folders hold everything; only the export waits
-        first = str(error).splitlines()[0]
-        print(f"MLflow is not up to date: {first}. `harness report` tries again", file=sys.stderr)
+    except ConfigError as error:  # the run folders hold everything; only the export waits
+        print(f"{error}\nMLflow is not up to date; `harness report` tries again", file=sys.stderr)
     _print_outcome(outcome, planned)
 
 
@@ -126,7 +130,10 @@ def run(
     if spec.name != "spec.json" or not spec.is_file():
         _fail(f"{spec}: give the spec.json of a run folder, e.g. runs/<run id>/spec.json")
     folder = spec.resolve().parent
-    with Live() as live:
+    stored = Store(folder.parent).run(folder.name).spec()
+    if not isinstance(stored.get("spec"), dict) or _run_id(stored["spec"]) != folder.name:
+        _fail(f"{spec}: not the spec of a run called {folder.name}")
+    with _goes_on(), Live() as live:
         try:
             execute(
                 Store(folder.parent),
@@ -166,6 +173,28 @@ def report(
     folder = out or store.report_folder
     print(build(store, track.uri(store, site.mlflow_uri), sweeps or [], preset, wanted, folder))
     print(f"written to {folder}", file=sys.stderr)
+
+
+def _run_id(spec: dict[str, Any]) -> str | None:
+    from pydantic import ValidationError
+
+    from harness.spec import RunSpec
+
+    try:
+        return RunSpec(**spec).run_id
+    except (ValidationError, TypeError):
+        return None
+
+
+@contextlib.contextmanager
+def _goes_on() -> Iterator[None]:
+    """Ctrl-C, and `kill`, end the workers too, and say how to go on."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def _planned(file: Path, preset: str | None, settings: list[str] | None) -> Sweep:
@@ -217,9 +246,9 @@ def main() -> None:
     """Entry point: user errors become one clear message and exit code 2."""
     try:
         app()
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    except OSError as error:  # a full disk, a folder that cannot be written to
+        print(f"{error.filename or 'harness'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
     except Exception as error:
         if type(error).__name__ != "ConfigError":  # its module is only imported when needed
             raise

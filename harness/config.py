@@ -1,24 +1,15 @@
-"""YAML -> values that remember their file and line; the base of every typed config; ConfigError."""
+"""Values that remember their file and line; the base of every typed config; ConfigError."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
-
-MAX_NODES = 200_000
-"""values a file may hold once its aliases are written out: enough for any sweep, not for a bomb"""
-MAX_DEPTH = 50
-PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str")}
 
 
 class Config(BaseModel):
@@ -106,98 +97,26 @@ def undot(node: Node) -> Node:
         return node
     result: dict[str, Node] = {}
     for key, child in node.value.items():
+        if not all(key.split(".")):
+            raise ConfigError(f"{child.where}: {key}: an empty word in a dotted key")
         head, *rest = key.split(".")
         nested = undot(child)
         for part in reversed(rest):
             nested = Node({part: nested}, child.where)
         if head in result:
-            if not (isinstance(result[head].value, dict) and isinstance(nested.value, dict)):
-                raise ConfigError(f"{child.where}: {key}: set twice; {result[head].where} has it")
-            nested = overlay(result[head], nested)
+            nested = _join(result[head], nested, key)
         result[head] = nested
     return Node(result, node.where)
 
 
-def read_yaml(path: Path) -> Node:
-    """The one mapping in the YAML file `path`. Raises ConfigError saying what is wrong where."""
-    try:
-        data = path.read_bytes()
-    except IsADirectoryError:
-        raise ConfigError(f"{path}: is a folder; give a YAML file") from None
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file{near_files(path)}") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{path}:{line}: not text in UTF-8; is it a YAML file?") from None
-    return parse_yaml(text, str(path))
-
-
-def parse_yaml(text: str, name: str) -> Node:
-    """Like `read_yaml`, of a string; `name` stands for the file in messages."""
-    control = re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", text)
-    if control:
-        line = text[: control.start()].count("\n") + 1
-        raise ConfigError(f"{name}:{line}: control character; is it a YAML file?")
-    yaml = YAML(typ="safe", pure=True)
-    try:
-        root = yaml.compose(io.StringIO(text))
-        if root is None:
-            raise ConfigError(f"{name}: is empty; a mapping with `base` and `runs` is needed")
-        node = _Reader(name, yaml).node(root, 0)
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        where = f"{name}:{mark.line + 1}" if mark else name
-        problem = str(getattr(error, "problem", None) or error).splitlines()[0]
-        if "'\\t'" in problem:
-            problem = "a tab; YAML indents with spaces"
-        raise ConfigError(f"{where}: not valid YAML: {problem}") from None
-    except RecursionError:
-        raise ConfigError(f"{name}: nested more than {MAX_DEPTH} levels deep") from None
-    if not isinstance(node.value, dict):
-        raise ConfigError(f"{node.where}: a mapping is needed here, this is {kind_of(node.value)}")
-    return node
-
-
-class _Reader:
-    """Composed YAML nodes -> Nodes, refusing what a config has no use for."""
-
-    def __init__(self, name: str, yaml: Any) -> None:
-        self.name, self.constructor, self.count = name, yaml.constructor, 0
-
-    def node(self, raw: Any, depth: int) -> Node:
-        where = f"{self.name}:{raw.start_mark.line + 1}"
-        self.count += 1
-        if self.count > MAX_NODES:
-            raise ConfigError(f"{where}: more than {MAX_NODES} values once aliases are written out")
-        if depth > MAX_DEPTH:
-            raise ConfigError(f"{where}: nested more than {MAX_DEPTH} levels deep")
-        if isinstance(raw, ScalarNode):
-            return Node(self.scalar(raw, where), where)
-        if not str(raw.tag).startswith(("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")):
-            raise ConfigError(f"{where}: tag {raw.tag} is not allowed here; write plain values")
-        if isinstance(raw, SequenceNode):
-            return Node(tuple(self.node(child, depth + 1) for child in raw.value), where)
-        assert isinstance(raw, MappingNode)
-        result: dict[str, Node] = {}
-        for key, child in raw.value:
-            line = f"{self.name}:{key.start_mark.line + 1}"
-            if not isinstance(key, ScalarNode) or key.value == "<<":
-                raise ConfigError(f"{line}: keys are plain words; merge keys and lists are not")
-            if key.value in result:
-                first = result[key.value].where.rsplit(":", 1)[1]
-                raise ConfigError(f"{line}: {key.value}: key stands twice, first in line {first}")
-            value = self.node(child, depth + 1)
-            result[str(key.value)] = Node(value.value, line)
-        return Node(result, where)
-
-    def scalar(self, raw: Any, where: str) -> Any:
-        if str(raw.tag) not in PLAIN_TAGS:
-            raise ConfigError(f"{where}: tag {raw.tag} is not allowed here; write plain values")
-        return self.constructor.construct_object(raw)
+def _join(first: Node, second: Node, key: str) -> Node:
+    """Two mappings that have no value in common."""
+    if not (isinstance(first.value, dict) and isinstance(second.value, dict)):
+        raise ConfigError(f"{second.where}: {key}: set twice; {first.where} has it")
+    merged = dict(first.value)
+    for name, child in second.value.items():
+        merged[name] = _join(merged[name], child, key) if name in merged else child
+    return Node(merged, second.where)
 
 
 def validate(
@@ -207,10 +126,49 @@ def validate(
 
     With `value`, that is what is checked, and `node` only tells where it was written.
     """
+    written = node.plain() if value is None else value
+    loose = list(_loose(model, written, node, prefix))
     try:
-        return model.model_validate(node.plain() if value is None else value), []
+        made = model.model_validate(written)
     except ValidationError as error:
-        return None, list(_messages(error, model, node, prefix))
+        return None, [*loose, *_messages(error, model, node, prefix)]
+    return (None, loose) if loose else (made, [])
+
+
+def _loose(model: type[BaseModel], value: Any, node: Node, prefix: str) -> Iterator[str]:
+    """What pydantic would take for a number, and nobody meant as one."""
+    if not isinstance(value, Mapping):
+        return
+    for name, kinds, parts in _number_fields(model):
+        inner = value.get(name)
+        if isinstance(inner, Mapping):
+            for part in parts:
+                yield from _loose(part, inner, node.get(name) or node, f"{prefix}{name}.")
+        elif isinstance(inner, bool) and bool not in kinds and kinds & {int, float}:
+            where = node.at([name]).where
+            yield f"{where}: {prefix}{name}: a number is needed, got {str(inner).lower()}"
+        elif isinstance(inner, str) and int in kinds and not kinds & {str, float}:
+            where = node.at([name]).where
+            yield f"{where}: {prefix}{name}: a whole number is needed, got the text {inner!r}"
+
+
+@lru_cache(maxsize=256)
+def _number_fields(model: type[BaseModel]) -> list[tuple[str, set[Any], list[type[BaseModel]]]]:
+    """Name, types and inner models of the fields that are numbers or hold models."""
+    found = []
+    for name, info in model.model_fields.items():
+        kinds, parts = _kinds(info.annotation), list(_models(info.annotation))
+        if parts or kinds & {int, float}:
+            found.append((name, kinds, parts))
+    return found
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types an annotation is made of; those of a Literal's values too."""
+    if get_origin(annotation) is Literal:
+        return {type(value) for value in get_args(annotation)}
+    inner = get_args(annotation)
+    return set().union(*map(_kinds, inner)) if inner else {annotation}
 
 
 def _messages(
@@ -218,7 +176,7 @@ def _messages(
 ) -> Iterator[str]:
     for item in error.errors():
         loc = [part for part in item["loc"] if part != "[key]"]
-        key = prefix + dotted(loc)
+        key = (prefix + dotted(loc)).rstrip(".")
         where = node.at(loc).where
         if item["type"] == "extra_forbidden":
             yield f"{where}: {key}: {no_such_key(str(loc[-1]), _fields(model, loc[:-1]))}"
@@ -273,10 +231,18 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; no for a name that cannot be one."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def near_files(path: Path) -> str:
     """A hint naming files that may have been meant."""
     folder = path.parent
-    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    names = [p.name for p in folder.iterdir() if p.is_file()] if folder.is_dir() else []
     near = get_close_matches(path.name, names, n=1)
     if near:
         return f". Did you mean {folder / near[0]}?"

@@ -42,6 +42,14 @@ def scores(predictions: Predictions) -> dict[str, float]:
     return result
 
 
+def metric_names(targets: Mapping[str, int]) -> list[str]:
+    """Names of the metrics of targets (name -> classes), without shares."""
+    tops = [f"{target}_top1" for target in targets]
+    tops += [f"{target}_top5" for target, classes in targets.items() if classes > 5]
+    both = {"verb", "noun"} <= set(targets)
+    return [*tops, *(("action_top1", "action_top5") if both else ())]
+
+
 def hits_by_metric(predictions: Predictions) -> dict[str, npt.NDArray[np.bool_]]:
     """Metric name -> (samples,), whether that sample counts as right."""
     hits: dict[str, npt.NDArray[np.bool_]] = {}

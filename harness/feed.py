@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness.contracts import Dataset
 from harness.model import Model
-from harness.spec import RunSpec, file_digest
+from harness.spec import RunSpec
 from harness.splits import Ints, Labels, fetch, labels_of
 from harness.tokens import TokenFile, frozen_tokens, to_device, token_key
 
@@ -39,7 +39,6 @@ class Feed:
         model: Model,
         device: torch.device,
         tokens: Path,
-        needed: Path | None,
     ) -> None:
         self.spec, self.model, self.device, self.dataset = spec, model, device, dataset
         self.items = dataset.split(split)
@@ -48,15 +47,9 @@ class Feed:
         self.live = [stream for stream in sorted(spec.encoders) if stream not in model.frozen]
         self.frozen: dict[str, TokenFile] = {}
         for stream in model.frozen:
-            key = token_key(spec, stream, split, self._weights(stream, needed))
             encoder = model.encoders[stream].eval()
+            key = token_key(spec, stream, split, encoder)
             self.frozen[stream] = frozen_tokens(tokens, key, encoder, dataset, stream, split)
-
-    def _weights(self, stream: str, needed: Path | None) -> str:
-        own = self.spec.encoders[stream].weights
-        if own is not None:
-            return own
-        return f"seed {self.spec.seed}" if needed is None else f"sha256:{file_digest(needed)}"
 
     def __len__(self) -> int:
         return len(self.items)

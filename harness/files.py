@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from harness.config import ConfigError
+
 
 def write_atomic(file: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Let `write` fill a temporary file, flush it to disk, and rename it to `file`."""
@@ -38,8 +40,10 @@ def write_json(file: Path, value: Any) -> None:
 
 
 def read_json(file: Path) -> Any | None:
-    """The JSON in `file`, or None if there is no such file."""
+    """The JSON in `file`, or None if there is no such file. Raises ConfigError if it is damaged."""
     try:
         return json.loads(file.read_text())
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise ConfigError(f"{file}: damaged ({error}); delete it, and it is made anew") from None

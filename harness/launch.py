@@ -6,10 +6,12 @@ lease, so each is executed once, and both commands end when the whole sweep is s
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 from harness.lease import LeaseTaken
 from harness.plan import PlannedRun, Sweep
 from harness.progress import Live, epoch_note
+from harness.provenance import changes
 from harness.store import RunFolder, Store
 
 POLL_SECONDS = 0.3
@@ -95,9 +98,10 @@ def launch(
     old results are kept aside.
     """
     for run_id in rerun:
-        folder = store.run(run_id)
-        with folder.lease():
-            folder.set_aside()
+        # another command may be at it, or have made it anew meanwhile
+        with contextlib.suppress(LeaseTaken), store.run(run_id).lease():
+            if changes(store, run_id):
+                store.run(run_id).set_aside()
     outcome = Outcome()
     unique = {run.run_id: run for run in sweep.runs}
     queue = _Queue(store, outcome)
@@ -115,7 +119,7 @@ def launch(
         if launcher == "inline":
             _inline(store, queue, threads, live)
         else:
-            _local(store, queue, jobs, threads, live, bottleneck(sweep))
+            _local(store, queue, jobs, threads, live)
     return outcome
 
 
@@ -162,25 +166,17 @@ def work(root: str, run_id: str, threads: int) -> None:
         return  # another command is at it; this one's queue looks again
 
 
-def bottleneck(sweep: Sweep) -> str | None:
-    """The run that all others wait for, if there is one: it may have the cores of all jobs.
-
-    It follows from the sweep alone, so that a run's threads, and with them its bits, do not depend
-    on what happened to be running beside it.
-    """
-    first = {run.run_id for run in sweep.runs if not run.spec.needs}
-    return first.pop() if len(first) == 1 and len({r.run_id for r in sweep.runs}) > 1 else None
-
-
-def _local(
-    store: Store, queue: _Queue, jobs: int, threads: int, live: Live, first: str | None
-) -> None:
+def _local(store: Store, queue: _Queue, jobs: int, threads: int, live: Live) -> None:
     gpus = gpu_ids()
     os.environ["OMP_NUM_THREADS"] = str(threads)  # for libraries that read it as they load
     free = list(range(jobs))
     active: list[tuple[PlannedRun, Any, int, float]] = []
-    try:
+    with _signals() as told:
         while queue.waiting or active:
+            if told:
+                for _, job, _, _ in active:
+                    job.cancel()
+                raise KeyboardInterrupt
             for entry in list(active):
                 run, job, slot, started = entry
                 folder = store.run(run.run_id)
@@ -195,14 +191,22 @@ def _local(
             while free and (next_run := queue.next()) is not None:
                 slot = free.pop(0)
                 gpu = gpus[slot % len(gpus)] if gpus else None
-                share = threads * jobs if next_run.run_id == first else threads
-                job = _submit(store, next_run, share, gpu)
+                job = _submit(store, next_run, threads, gpu)
                 active.append((next_run, job, slot, time.time()))
             time.sleep(POLL_SECONDS)
-    except KeyboardInterrupt:
-        for _, job, _, _ in active:
-            job.cancel()
-        raise
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM, so that none comes between starting a worker and noting it."""
+    told: list[int] = []
+    known = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda n, _: told.append(n)) for number in known}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _submit(store: Store, run: PlannedRun, threads: int, gpu: int | None) -> Any:

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from harness.config import ConfigError
 from harness.files import read_json, write_json
 
 EXPIRES_SECONDS = 300.0
@@ -46,8 +47,8 @@ def me() -> dict[str, Any]:
 
 def holder_alive(file: Path) -> bool:
     """Whether the lease in `file` is held by a process that lives, as far as can be told."""
-    holder = read_json(file)
-    if holder is None or holder.get("released"):
+    holder = _holder(file)
+    if not holder or holder.get("released"):
         return False
     if (holder["host"], holder["boot"]) == (socket.gethostname(), _boot_id()):
         started = _start_time(holder["pid"])
@@ -70,9 +71,9 @@ class Lease:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with _guard(self.file):
             if holder_alive(self.file):
-                holder = read_json(self.file) or {}
+                holder = _holder(self.file)
                 raise LeaseTaken(f"process {holder.get('pid')} on {holder.get('host')} holds it")
-            self.fence = int((read_json(self.file) or {}).get("fence", 0)) + 1
+            self.fence = int(_holder(self.file).get("fence", 0)) + 1
             write_json(self.file, {**me(), "fence": self.fence, "released": False})
         threading.Thread(target=self._beat, daemon=True).start()
         return self
@@ -102,6 +103,15 @@ class Lease:
             held = read_json(self.file)
             if held is not None and held.get("fence") == self.fence:
                 write_json(self.file, {**held, "released": True})
+
+
+def _holder(file: Path) -> dict[str, Any]:
+    """Who holds a lease; nobody, if the file is damaged."""
+    try:
+        held = read_json(file)
+    except ConfigError:
+        return {}
+    return held if isinstance(held, dict) and "pid" in held else {}
 
 
 @contextlib.contextmanager

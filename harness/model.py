@@ -131,6 +131,7 @@ def _build_problem(shape: str, paths: str) -> str | None:
     try:
         with torch.device("meta"):
             Model(spec, dataset_of(spec, json.loads(paths)), json.loads(paths))
-    except (ValueError, TypeError) as error:
-        return f"this model cannot be built: {error}"
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        return f"this model cannot be built: {first}"
     return None

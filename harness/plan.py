@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +15,18 @@ from harness.config import (
     Node,
     kind_of,
     no_such_key,
-    node_of,
     overlay,
     undot,
     validate,
 )
+from harness.evaluate import metric_names
 from harness.model import check_buildable
-from harness.registry import load_plugins
-from harness.spec import Resolver, RunSpec
+from harness.registry import load_plugins, unknown
+from harness.spec import PluginSpec, Resolver, RunSpec, dataset_of
 from harness.sweepfile import SweepFile
+from harness.sweeprows import refuse, rows_of, seeds_of
 
 ROW_KEYS = ("label", "paper", "seeds")
-MAX_RUNS = 100_000
 NEEDS = ("weights",)
 
 
@@ -75,6 +73,13 @@ class Sweep:
     runs: tuple[PlannedRun, ...]
     paths: Mapping[str, str] = field(default_factory=dict)
     """where the input files lie: `sha256:...` -> path"""
+    settings: tuple[str, ...] = ()
+    """what `--set` changed"""
+
+    @property
+    def run_ids(self) -> list[str]:
+        """Each once, in order."""
+        return list(dict.fromkeys(run.run_id for run in self.runs))
 
     def record(self) -> dict[str, Any]:
         """What is stored of it: rows and run ids."""
@@ -92,6 +97,7 @@ class Sweep:
         return {
             "name": self.name,
             "preset": self.preset,
+            "settings": list(self.settings),
             "report": self.report.model_dump(),
             "runs": rows,
         }
@@ -110,11 +116,22 @@ def plan(file: Path, preset: str | None = None, settings: Sequence[str] = ()) ->
     runs: list[PlannedRun] = []
     try:
         runs = planner.all()
+        messages += _unknown_metrics(report, text.sections["report"], planner.targets)
     except ConfigError as error:
         messages += error.messages
-    if messages:
-        raise ConfigError(*messages)
-    return Sweep(file.stem, text.preset, str(file), report, tuple(runs), resolver.paths)
+    refuse(messages)
+    return Sweep(
+        file.stem, text.preset, str(file), report, tuple(runs), resolver.paths, tuple(settings)
+    )
+
+
+def _unknown_metrics(
+    report: ReportSpec | None, node: Node, targets: Mapping[str, int]
+) -> list[str]:
+    known = metric_names(targets)
+    wrong = [name for name in (report.metrics if report else ()) if name not in known]
+    where = node.at(["metrics"]).where
+    return [f"{where}: report.metrics: {unknown(name, known, 'metric')}" for name in wrong]
 
 
 class _Planner:
@@ -124,97 +141,70 @@ class _Planner:
         self.bare = Node(
             {k: v for k, v in self.base.value.items() if k != "needs"}, self.base.where
         )
+        self.prerequisites = text.sections.get("needs") or Node({}, "")
         self.needed: dict[str, PlannedRun] = {}
+        self.targets: dict[str, int] = {}
+        """of all runs, with their classes"""
+        self.data: PluginSpec | None = None
+        """the dataset they were last asked of"""
         self.making: list[str] = []
         self.messages: list[str] = []
 
     def all(self) -> list[PlannedRun]:
-        rows = dict(self._rows())
-        prerequisites = self.text.sections.get("needs") or Node({}, "")
-        for name in prerequisites.value:
-            if name in rows:
-                where = prerequisites.value[name].where
-                raise ConfigError(f"{where}: needs.{name}: {name!r} is a row too; rename one")
-        seeds = self._seeds(self.text.sections.get("seeds") or node_of([0], str(self.text.file)))
-        if len(rows) * len(seeds) > MAX_RUNS:
-            raise ConfigError(f"{self.text.file}: {len(rows)} rows x {len(seeds)} seeds: too many")
+        rows = rows_of(self.text)
+        self._check_needs(rows)
         runs: dict[str, PlannedRun] = {}
-        for row, node in rows.items():
-            own = node.get("seeds")
-            for seed in self._seeds(own) if own else seeds:
+        for row, seeds in seeds_of(self.text, rows).items():
+            for seed in seeds:
                 try:
-                    run = self._one(row, node, seed, rows)
+                    run = self._one(row, rows[row], seed, rows)
                 except ConfigError as error:
                     self.messages += error.messages
                     continue
                 runs.setdefault(f"{run.row}/{run.run_id}", run)
-        if self.messages:
-            raise ConfigError(*self.messages)
-        return [*self.needed.values(), *runs.values()]
+        refuse(self.messages)
+        unused = [name for name in self.prerequisites.value if name not in self.needed]
+        refuse(
+            f"{self.prerequisites.value[name].where}: needs.{name}: no run needs it; "
+            f"write `needs.weights: {name}` in `base` or in a row, or leave it out"
+            for name in unused
+        )
+        planned = {run.run_id for run in runs.values()}
+        only_needed = [run for run in self.needed.values() if run.run_id not in planned]
+        return [*only_needed, *runs.values()]
 
-    def _rows(self) -> Iterator[tuple[str, Node]]:
-        """Row name -> what it lays over `base`."""
-        runs, axes = self.text.sections.get("runs"), self.text.sections.get("axes")
-        if not (runs or axes):
-            raise ConfigError(f"{self.text.file}: neither `runs` nor `axes`: nothing to run")
-        named = {key: undot(child) for key, child in runs.value.items()} if runs else {}
-        if runs and not named:
-            raise ConfigError(f"{runs.where}: runs: is empty; name at least one row")
-        for name, node in named.items():
-            if not isinstance(node.value, dict):
+    def _check_needs(self, rows: Mapping[str, Node]) -> None:
+        messages = []
+        for name, node in self.prerequisites.value.items():
+            if name in rows:
+                messages.append(f"{node.where}: needs.{name}: {name!r} is a row too; rename one")
+            elif not isinstance(node.value, dict):
                 what = kind_of(node.value)
-                raise ConfigError(f"{node.where}: runs.{name}: a mapping is needed, not {what}")
-        for suffix, crossed in self._cross(axes):
-            for name, node in (named or {"": Node({}, crossed.where)}).items():
-                yield " ".join(filter(None, (name, suffix))), overlay(node, crossed)
-
-    def _cross(self, axes: Node | None) -> Iterator[tuple[str, Node]]:
-        if axes is None:
-            yield "", Node({}, "")
-            return
-        choices = []
-        for key, values in axes.value.items():
-            if not isinstance(values.value, tuple) or not values.value:
-                what = "is empty" if values.value == () else f"is {kind_of(values.value)}"
-                raise ConfigError(f"{values.where}: axes.{key}: {what}; a list of values is needed")
-            short = key.rsplit(".", 1)[-1]
-            choices.append(
-                [
-                    (_axis_label(short, value), undot(Node({key: value}, value.where)))
-                    for value in values.value
-                ]
-            )
-        for combination in itertools.product(*choices):
-            node = Node({}, axes.where)
-            for _, part in combination:
-                node = overlay(node, part)
-            yield ", ".join(label for label, _ in combination), node
-
-    def _seeds(self, seeds: Node) -> list[Node]:
-        """What each seed lays over a row: its number, and more where the seed is a mapping."""
-        found = []
-        if not isinstance(seeds.value, tuple) or not seeds.value:
-            raise ConfigError(f"{seeds.where}: seeds: a list such as [0, 1, 2] is needed")
-        for node in seeds.value:
-            if isinstance(node.value, dict):
-                if "seed" not in node.value:
-                    raise ConfigError(f"{node.where}: seeds: a mapping needs the key `seed`")
-                found.append(undot(node))
-            elif isinstance(node.value, int) and not isinstance(node.value, bool):
-                found.append(Node({"seed": node}, node.where))
-            else:
-                raise ConfigError(f"{node.where}: seeds: a whole number, not {node.value!r}")
-        return found
+                messages.append(f"{node.where}: needs.{name}: a mapping is needed, not {what}")
+        refuse(messages)
 
     def _one(
         self, row: str, node: Node, seed: Node, rows: Mapping[str, Node], base: Node | None = None
     ) -> PlannedRun:
-        merged = overlay(overlay(overlay(base or self.base, node), seed), self.text.settings)
+        merged = overlay(base or self.base, node)
+        _refuse_given(merged, "write `seeds: [0, 1, 2]`")
+        _refuse_given(self.text.settings, "take --set seeds=[0,1,2]")
+        merged = overlay(merged, seed)
+        if self.text.settings.value:
+            merged = overlay(merged, self.text.settings)
         titles = {key: merged.value[key].plain() for key in ROW_KEYS if key in merged.value}
+        refuse(
+            f"{merged.value[key].where}: {key}: text is needed, not {kind_of(titles[key])}"
+            for key in ("label", "paper")
+            if not isinstance(titles.get(key, ""), str)
+        )
         merged = Node({k: v for k, v in merged.value.items() if k not in ROW_KEYS}, merged.where)
         spec = self.resolver.run(merged, self._needs(row, merged, seed, rows))
         check_buildable(spec, self.resolver.paths, merged.at(["fusion"]).where)
-        label = str(titles.get("label", row))
+        if spec.data is not self.data:  # equal parts of a sweep are one object
+            self.data = spec.data
+            self.targets |= dataset_of(spec, self.resolver.paths).targets
+        label = titles.get("label", row)
         return PlannedRun(row, label, titles.get("paper"), True, spec.run_id, spec)
 
     def _needs(
@@ -223,10 +213,11 @@ class _Planner:
         wanted = merged.get("needs") or Node({}, merged.where)
         if not isinstance(wanted.value, dict):
             raise ConfigError(f"{wanted.where}: needs: a mapping is needed, e.g. {{weights: NAME}}")
-        unknown = [kind for kind in wanted.value if kind not in NEEDS]
-        if unknown:
-            where = wanted.value[unknown[0]].where
-            raise ConfigError(f"{where}: needs.{unknown[0]}: {no_such_key(unknown[0], NEEDS)}")
+        refuse(
+            f"{node.where}: needs.{kind}: {no_such_key(kind, NEEDS)}"
+            for kind, node in wanted.value.items()
+            if kind not in NEEDS
+        )
         return {
             kind: self._need(row, kind, name, seed, rows)
             for kind, name in wanted.value.items()
@@ -235,7 +226,10 @@ class _Planner:
 
     def _need(self, row: str, kind: str, name: Node, seed: Node, rows: Mapping[str, Node]) -> str:
         """The id of the run called `name`: an entry of the section `needs`, or another row."""
-        prerequisites = self.text.sections.get("needs") or Node({}, "")
+        prerequisites = self.prerequisites
+        if not isinstance(name.value, str):
+            what = kind_of(name.value)
+            raise ConfigError(f"{name.where}: needs.{kind}: the name of a run, not {what}")
         if name.value in self.making:
             chain = " -> ".join([*self.making, str(name.value)])
             raise ConfigError(f"{name.where}: needs.{kind}: goes in a circle: {chain}")
@@ -251,7 +245,9 @@ class _Planner:
                 )
                 return run.run_id
             if name.value in rows and name.value != row:
-                return self._one(name.value, rows[name.value], seed, rows).run_id
+                run = self._one(name.value, rows[name.value], seed, rows)
+                self.needed[run.run_id] = replace(run, in_table=False)
+                return run.run_id
         finally:
             self.making.pop()
         known = sorted({*prerequisites.value, *rows} - {row})
@@ -261,9 +257,9 @@ class _Planner:
         )
 
 
-def _axis_label(key: str, value: Node) -> str:
-    plain = value.plain()
-    if isinstance(plain, dict) and "name" in plain:
-        options = ",".join(f"{k}={v}" for k, v in (plain.get("options") or {}).items())
-        return f"{plain['name']}({options})" if options else str(plain["name"])
-    return f"{key}={plain if isinstance(plain, str) else json.dumps(plain)}"
+def _refuse_given(node: Node, instead: str) -> None:
+    """What the harness fills in is not written by hand."""
+    for key in ("seed", "version", "fingerprint"):
+        if key in node.value:
+            hint = f"; {instead}" if key == "seed" else "; leave it out"
+            raise ConfigError(f"{node.value[key].where}: {key}: is not set here{hint}")

@@ -9,8 +9,8 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
@@ -18,9 +18,13 @@ from typing import Any
 
 from harness.registry import DATASETS, ENCODERS, FUSIONS
 from harness.spec import RunSpec, file_digest
+from harness.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
-CORE = ("contracts", "evaluate", "feed", "model", "reference", "splits", "tokens", "train")
+CORE = (
+    "contracts", "cost", "evaluate", "feed", "model", "reference", "run", "spec", "splits",
+    "tokens", "train",
+)  # fmt: skip
 """modules of the harness that a result depends on"""
 PACKAGES = (
     "torch",
@@ -33,6 +37,7 @@ PACKAGES = (
     "submitit",
 )
 MAX_DIFF = 200_000
+MIXED = "several versions"
 
 
 def environment(threads: int, device: str) -> dict[str, Any]:
@@ -76,14 +81,53 @@ def code_digests(spec: RunSpec) -> dict[str, str]:
     plugins = [DATASETS[spec.data.name], FUSIONS[spec.fusion.name]]
     plugins += [ENCODERS[encoder.name] for encoder in spec.encoders.values()]
     names = {f"harness.{name}" for name in CORE}
+    return _digests(plugins, names)
+
+
+def token_code(spec: RunSpec, stream: str) -> dict[str, str]:
+    """The same for the tokens of one stream."""
+    plugins = [DATASETS[spec.data.name], ENCODERS[spec.encoders[stream].name]]
+    return _digests(plugins, {f"harness.{name}" for name in ("contracts", "splits", "tokens")})
+
+
+def _digests(plugins: Sequence[type], names: set[str]) -> dict[str, str]:
     for plugin in plugins:
         names.update(_modules_of(sys.modules[plugin.__module__]))
-    return {name: digest for name in sorted(names) if (digest := digest_of(name))}
+    return {name: digest for name in sorted(names) if (digest := _loaded_digest(name))}
 
 
-def changed_code(stored: dict[str, str]) -> list[str]:
-    """Files whose content differs from the digests stored with a result."""
-    return [_file_name(name) for name, digest in stored.items() if digest_of(name) != digest]
+@cache
+def _loaded_digest(module: str) -> str | None:
+    """The digest when this process first asked: what it has in memory, whatever is edited later."""
+    return digest_of(module)
+
+
+def together(begun: Mapping[str, str], resumed: Mapping[str, str]) -> dict[str, str]:
+    """Digests of a run that was begun with one code and resumed with another.
+
+    Where they differ stands what no file's digest equals, so that the result is seen as stale.
+    """
+    return {
+        name: digest if begun.get(name, digest) == digest else MIXED
+        for name, digest in resumed.items()
+    }
+
+
+def changes(store: Store, run_id: str) -> list[str]:
+    """What a finished run was made with that is another now.
+
+    Files of its code, and runs whose weights it started from, if they were made anew since or are
+    stale themselves.
+    """
+    result = store.run(run_id).result() or {}
+    differ = [
+        _file_name(n) for n, digest in result.get("code", {}).items() if digest_of(n) != digest
+    ]
+    for need, digest in result.get("needs", {}).items():
+        weights = store.run(need).weights_file
+        if not weights.is_file() or file_digest(weights) != digest or changes(store, need):
+            differ.append(f"run {need}")
+    return differ
 
 
 def digest_of(module: str) -> str | None:

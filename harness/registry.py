@@ -20,6 +20,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from harness.config import ConfigError
 from harness.contracts import Dataset, Encoder, Fusion
 
 T = TypeVar("T", bound=type)
@@ -98,7 +99,8 @@ _loaded = False
 def load_plugins() -> None:
     """Import every module of the own plugin packages, then those of other distributions.
 
-    Raises ImportError if `fusions` or `backbones` is another distribution's package.
+    Raises ConfigError if `fusions` or `backbones` is another distribution's package, or if a plugin
+    cannot be imported.
     """
     global _loaded
     if _loaded:
@@ -108,7 +110,7 @@ def load_plugins() -> None:
         module = importlib.import_module(package)
         origin = Path(next(iter(module.__path__), "")).resolve()
         if origin != root.joinpath(*package.split(".")):
-            raise ImportError(
+            raise ConfigError(
                 f"{package!r} was imported from {origin}, not from {root}: another installed "
                 f"distribution uses the same name. Install this project in an environment of its "
                 f"own (pip install -e .)"
@@ -120,7 +122,7 @@ def load_plugins() -> None:
             point.load()
         except Exception as error:
             distribution = point.dist.name if point.dist else "an unknown distribution"
-            raise ImportError(
+            raise ConfigError(
                 f"the plugin {point.name!r} ({point.value}) of {distribution} cannot be imported: "
                 f"{type(error).__name__}: {error}"
             ) from error

@@ -21,9 +21,9 @@ from harness.feed import Feed
 from harness.files import remove_partial, write_atomic
 from harness.lease import Lease, me
 from harness.model import Model, load_weights, starts_random
-from harness.provenance import code_digests, environment
+from harness.provenance import code_digests, environment, together
 from harness.registry import IMPLEMENTATIONS, load_plugins
-from harness.spec import Paths, RunSpec, dataset_of
+from harness.spec import Paths, RunSpec, dataset_of, file_digest
 from harness.splits import fetch
 from harness.store import RunFolder, Store
 from harness.train import OnStep, predict, train
@@ -65,16 +65,17 @@ def _run(store: Store, folder: RunFolder, lease: Lease, on_step: OnStep, threads
     if folder.checkpoints():  # another number of threads would give other bits
         threads = folder.env().get("threads", threads)
     env = environment(threads, torch.cuda.get_device_name() if device.type == "cuda" else "cpu")
+    begun = folder.env().get("code", {}) if folder.checkpoints() else {}
+    env["code"] = together(begun, code_digests(spec))
     remove_partial(folder.path)
     folder.write_env(env)
     folder.add_attempt({**me(), "time": started, "commit": env["commit"]})
-    code = code_digests(spec)
     _fix_randomness(spec.seed, threads)
     IMPLEMENTATIONS.clear()
     needed = _needed_weights(store, spec)
     model = _build(spec, dataset, paths, needed).to(device)
     feeds = {
-        split: Feed(spec, dataset, split, model, device, store.tokens, needed)
+        split: Feed(spec, dataset, split, model, device, store.tokens)
         for split in ("train", "select", "test")
     }
     counted = cost(spec, dataset, paths)
@@ -103,7 +104,8 @@ def _run(store: Store, folder: RunFolder, lease: Lease, on_step: OnStep, threads
             "ceilings": {name: dict(values) for name, values in dataset.ceilings().items()},
             "ceiling": ceiling_name(spec, model),
             "cost": counted,
-            "code": code,
+            "code": env["code"],
+            "needs": {needs: file_digest(needed) for needs in spec.needs.values() if needed},
             "implementations": dict(IMPLEMENTATIONS),
             "samples": {split: len(feed) for split, feed in feeds.items()},
             "started": started,
@@ -153,6 +155,7 @@ def _fix_randomness(seed: int, threads: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(not torch.cuda.is_available())
+    # the same as `use_deterministic_algorithms`, which imports torch's compiler for seconds
+    torch.set_deterministic_debug_mode("default" if torch.cuda.is_available() else "error")
     # no memory is read before it is written: filling it with NaN only costs time
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from harness.config import Config, ConfigError, read_yaml, validate
+from harness.config import Config, ConfigError, validate
+from harness.yamlfile import read_yaml
 
 NAME = "harness.site.yaml"
 

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, cast
 
 from pydantic import Field
 
-from harness.config import Config, ConfigError, Node, near_files, validate
+from harness.config import Config, ConfigError, Node, is_file, near_files, validate
 from harness.contracts import Dataset, PluginConfig, Stream
 from harness.registry import DATASETS, ENCODERS, FUSIONS, Registry, unknown
 
@@ -89,7 +89,7 @@ class TrainSpec(Config):
 class RunSpec(Config):
     """One run."""
 
-    version: Literal[1] = 1
+    version: Literal[1] = SPEC_VERSION
     data: PluginSpec
     """dataset"""
     encoders: dict[str, EncoderSpec] = Field(min_length=1)
@@ -102,7 +102,7 @@ class RunSpec(Config):
     train: TrainSpec = TrainSpec()
     needs: dict[Literal["weights"], str] = {}
     """`weights`: the run (row name in a sweep, run id here) whose encoders this one starts with"""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """of initialisation, batch order and augmentation; the data have their own"""
     fingerprint: str = ""
     """of the dataset's content; filled in when the spec is resolved"""
@@ -188,8 +188,11 @@ class Resolver:
         return cast(PluginSpec, shell.model_copy(update=update))
 
     def _input(self, value: str, node: Node, key: str) -> str:
-        path = self.base_dir / Path(value).expanduser()
-        if not path.is_file():
+        try:
+            path = self.base_dir / Path(value).expanduser()
+        except RuntimeError as error:  # ~nobody
+            raise ConfigError(f"{node.where}: {key}: {value}: {error}") from None
+        if not is_file(path):
             raise ConfigError(f"{node.where}: {key}: no such file: {path}{near_files(path)}")
         digest = "sha256:" + file_digest(path)
         self.paths[digest] = str(path.resolve())

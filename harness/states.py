@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from harness.launch import last_line
 from harness.plan import PlannedRun, Sweep
-from harness.provenance import changed_code
+from harness.provenance import changes
 from harness.store import Store
 
 
@@ -13,7 +13,7 @@ def state_of(run: PlannedRun, store: Store) -> tuple[str, str]:
     folder = store.run(run.run_id)
     state = folder.state()
     if state == "done":
-        changed = changed_code((folder.result() or {}).get("code", {}))
+        changed = changes(store, run.run_id)
         if changed:
             return f"done (code differs: {', '.join(changed)})", "skip; --stale rerun makes it anew"
         return "done", "skip: it has a result"
@@ -28,12 +28,8 @@ def state_of(run: PlannedRun, store: Store) -> tuple[str, str]:
 
 
 def stale_runs(sweep: Sweep, store: Store) -> list[str]:
-    """Finished runs made by code that has changed since."""
-    return [
-        run.run_id
-        for run in {run.run_id: run for run in sweep.runs}.values()
-        if (result := store.run(run.run_id).result()) and changed_code(result.get("code", {}))
-    ]
+    """Finished runs made with something that has changed since."""
+    return [run_id for run_id in sweep.run_ids if changes(store, run_id)]
 
 
 def plan_table(sweep: Sweep, store: Store) -> str:

@@ -6,7 +6,7 @@ runs/<run id>/        spec.json        what was asked; its hash is the folder's 
                       metrics.jsonl    one line per epoch
                       checkpoint.pt    the last epoch; checkpoint.previous.pt the one before
                       weights.safetensors, predictions.npz
-                      failure.json     trace of the last failed attempt, removed by success
+                      failure.json     trace of the last attempt, if it failed
                       result.json      written last: it exists = the run is done
                       lease.json       who writes here
                       stale/<n>/       earlier results, kept when a run is repeated
@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +29,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from harness.config import ConfigError
 from harness.evaluate import Predictions
 from harness.files import read_json, write_atomic, write_json
 from harness.lease import Lease, holder_alive
 
-STATES = ("new", "done", "running", "interrupted", "failed")
 KEPT_WHEN_STALE = ("env.json", "metrics.jsonl", "weights.safetensors", "predictions.npz")
 
 
@@ -82,6 +83,7 @@ class RunFolder:
         """Note that a process has begun to work on the run."""
         with open(self.path / "attempts.jsonl", "a") as out:
             out.write(json.dumps(attempt, sort_keys=True) + "\n")
+        (self.path / "failure.json").unlink(missing_ok=True)  # that was the attempt before
 
     def attempts(self) -> int:
         """How often work on the run has begun."""
@@ -108,7 +110,14 @@ class RunFolder:
             text = (self.path / "metrics.jsonl").read_text()
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise ConfigError(
+                f"{self.path / 'metrics.jsonl'}: damaged ({error}); delete it and the "
+                f"checkpoints beside it, and run the sweep again"
+            ) from None
 
     def cut_metrics(self, epochs: int) -> None:
         """Keep the lines of the first `epochs` epochs: what the checkpoint knows of."""
@@ -158,8 +167,15 @@ class RunFolder:
 
     def predictions(self) -> Predictions:
         """Of the test split."""
-        with np.load(self.path / "predictions.npz", allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        file = self.path / "predictions.npz"
+        try:
+            with np.load(file, allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ConfigError(
+                f"{file}: cannot be read ({error}); delete result.json beside it and run the sweep "
+                f"again"
+            ) from None
         return Predictions(
             ids=arrays["ids"],
             groups=arrays["groups"],
@@ -171,11 +187,14 @@ class RunFolder:
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Last of all: from now on the run is done."""
         write_json(self.path / "result.json", result)
-        (self.path / "failure.json").unlink(missing_ok=True)
         self.drop_checkpoints()
 
     def result(self) -> dict[str, Any] | None:
-        return read_json(self.path / "result.json")
+        file = self.path / "result.json"
+        result = read_json(file)
+        if result is not None and not (isinstance(result, dict) and "metrics" in result):
+            raise ConfigError(f"{file}: damaged; delete it and run the sweep again")
+        return result
 
     def write_failure(self, trace: str) -> None:
         write_json(self.path / "failure.json", {"trace": trace})
@@ -191,13 +210,16 @@ class RunFolder:
 
     def set_aside(self) -> None:
         """Move a finished result to `stale/<n>/`, so that the run can be made again."""
-        number = 1 + sum(1 for _ in (self.path / "stale").glob("*"))
-        aside = self.path / "stale" / str(number)
-        aside.mkdir(parents=True)
-        # the result goes first: without it the run counts as not done, and nothing is lost
-        for name in ("result.json", *KEPT_WHEN_STALE):
-            if (self.path / name).exists():
-                shutil.move(self.path / name, aside / name)
+        names = [n for n in ("result.json", *KEPT_WHEN_STALE) if (self.path / n).exists()]
+        number = 1 + sum(1 for _ in (self.path / "stale").glob("[0-9]*"))
+        partial, aside = self.path / "stale" / ".partial", self.path / "stale" / str(number)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for name in names:
+            os.link(self.path / name, partial / name)
+        partial.rename(aside)  # all of it is kept before any of it may be written again
+        for name in names:  # the result goes first: without it the run counts as not done
+            (self.path / name).unlink()
 
 
 @dataclass(frozen=True)
@@ -234,17 +256,16 @@ class Store:
             self.root / "sweeps" / f"{record['name']}-{record['preset'] or 'plain'}-{digest}.json"
         )
         file.parent.mkdir(parents=True, exist_ok=True)
-        if file.exists():
-            os.utime(file)
-        else:
-            write_json(file, record)
+        write_json(file, record)
         return file
 
     def sweeps(self) -> list[dict[str, Any]]:
         """The latest record of every sweep and preset, by name."""
         latest: dict[tuple[str, str], tuple[float, dict[str, Any]]] = {}
         for file in (self.root / "sweeps").glob("*.json"):
-            record = dict(read_json(file) or {})
+            record = read_json(file)
+            if not isinstance(record, dict) or not {"name", "preset", "runs"} <= set(record):
+                raise ConfigError(f"{file}: damaged; delete it and run its sweep again")
             key = (record["name"], record["preset"])
             if key not in latest or file.stat().st_mtime > latest[key][0]:
                 latest[key] = (file.stat().st_mtime, record)

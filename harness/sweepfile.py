@@ -10,15 +10,15 @@ from pathlib import Path
 from harness.config import (
     ConfigError,
     Node,
+    is_file,
     kind_of,
     near_files,
     no_such_key,
     node_of,
     overlay,
-    parse_yaml,
-    read_yaml,
     undot,
 )
+from harness.yamlfile import parse_yaml, read_yaml
 
 SWEEP_KEYS = ("base", "runs", "axes", "seeds", "needs", "report", "presets")
 
@@ -38,7 +38,10 @@ class SweepFile:
         root = read_yaml(file)
         _check_keys(root, SWEEP_KEYS)
         presets = root.get("presets") or Node({}, root.where)
-        names = list(presets.value) if isinstance(presets.value, dict) else []
+        if not isinstance(presets.value, dict):
+            what = kind_of(presets.value)
+            raise ConfigError(f"{presets.where}: presets: a mapping by name is needed, not {what}")
+        names = list(presets.value)
         name = preset or (names[0] if names else "")
         if preset and preset not in names:
             near = get_close_matches(preset, names, n=1)
@@ -72,7 +75,7 @@ def _preset(layer: Node, name: str, file: Path) -> Node:
     """One layer of a preset: sections written in place, or in a file named beside the sweep."""
     if isinstance(layer.value, str):
         path = file.parent / layer.value
-        if not path.is_file():
+        if not is_file(path):
             raise ConfigError(
                 f"{layer.where}: presets.{name}: no such file: {path}{near_files(path)}"
             )
@@ -107,7 +110,7 @@ def _setting(text: str) -> Node:
     """`key.path=value` -> nested Node; the value is read as YAML."""
     key, equals, value = text.partition("=")
     where = f"--set {text}"
-    if not equals or not key or not all(key.split(".")):
+    if not equals or not all(key.split(".")) or "\n" in text or key.split(".")[0] == "presets":
         raise ConfigError(f"{where}: write key=value, e.g. --set train.epochs=3")
     node = parse_yaml(f"value: {value}\n", where).value["value"]
     return undot(Node({key: node_of(node.plain(), where)}, where))

@@ -4,7 +4,7 @@
                       labels.npz     token offsets, ids, groups, subsets, targets
                       done.json      written last
 
-The key covers the dataset, the encoder, its weights and the split.
+The key covers the dataset, the split, the encoder, its weights as they are, and all their code.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import nn
 
 from harness.contracts import Dataset, Tokens
 from harness.files import read_json, remove_partial, write_atomic, write_json
+from harness.provenance import token_code
 from harness.spec import RunSpec
 from harness.splits import Labels, fetch, labels_of
 
@@ -52,17 +53,27 @@ class TokenFile:
         return Tokens(torch.from_numpy(features), torch.from_numpy(mask))
 
 
-def token_key(spec: RunSpec, stream: str, split: str, weights: str) -> str:
-    """Name of the folder; `weights` is the digest of the weights file, or says how they came."""
+def token_key(spec: RunSpec, stream: str, split: str, encoder: nn.Module) -> str:
+    """Name of the folder."""
     parts = {
         "data": spec.data.model_dump(mode="json"),
         "fingerprint": spec.fingerprint,
         "encoder": spec.encoders[stream].model_dump(mode="json"),
         "stream": stream,
         "split": split,
-        "weights": weights,
+        "weights": _digest(encoder),
+        "code": token_code(spec, stream),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _digest(module: nn.Module) -> str:
+    """SHA-256 of a state dict."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ back to a checkpoint after it had been collected), the former MLflow run is kept
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -21,14 +22,14 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
-from harness.provenance import changed_code
+from harness.config import ConfigError
+from harness.provenance import changes
 from harness.registry import load_plugins
 from harness.store import RunFolder, Store
 
 EXPERIMENT = "harness"
-EXPORT_ERRORS = (MlflowException,)
-"""what MLflow raises when it cannot be written to; the run folders are whole all the same"""
 BATCH = 900
 """metrics per call; MLflow takes 1000 at most"""
 PARAM_LENGTH = 6000
@@ -52,7 +53,10 @@ class Tracked:
 
 def uri(store: Store, override: str | None = None) -> str:
     """Tracking URI: the site's, or the SQLite file of the store as an absolute path."""
-    return override or f"sqlite:///{store.mlflow_file.resolve()}"
+    file = store.mlflow_file.resolve()
+    if override is None and "%" in str(file):
+        raise ConfigError(f"{file}: MLflow opens no database with % in its path; take other `runs`")
+    return override or f"sqlite:///{file}"
 
 
 def prepare(store: Store, override: str | None = None) -> None:
@@ -61,9 +65,28 @@ def prepare(store: Store, override: str | None = None) -> None:
     A new SQLite file opened by several at once is left broken; this comes before any worker.
     """
     store.root.mkdir(parents=True, exist_ok=True)
+    with _exclusive(store, override):
+        if override is None and not store.mlflow_file.exists():
+            # made beside its place: a process killed while tables are made leaves no half database
+            beside = store.mlflow_file.with_name(".mlflow.db.partial")
+            for left in (beside, beside.with_name(f"{beside.name}-journal")):
+                left.unlink(missing_ok=True)
+            _experiment(MlflowClient(f"sqlite:///{beside.resolve()}"), store, override)
+            beside.rename(store.mlflow_file)
+        _experiment(MlflowClient(uri(store, override)), store, override)
+
+
+@contextlib.contextmanager
+def _exclusive(store: Store, override: str | None) -> Iterator[None]:
+    """One process at a time; what MLflow or its database raise becomes a ConfigError."""
     with open(store.mlflow_file.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _experiment(MlflowClient(uri(store, override)), store, override)
+        try:
+            yield
+        except (MlflowException, SQLAlchemyError) as error:
+            first = str(error).splitlines()[0][:300]
+            hint = "" if override else "; if it is damaged delete it: it is made of the run folders"
+            raise ConfigError(f"{override or store.mlflow_file}: MLflow: {first}{hint}") from error
 
 
 def _experiment(client: MlflowClient, store: Store, override: str | None) -> str:
@@ -116,15 +139,14 @@ def history(tracking_uri: str, run: Tracked, metric: str) -> list[tuple[int, flo
 def collect(store: Store, override: str | None = None) -> None:
     """Bring MLflow up to date with every run folder."""
     load_plugins()
-    with open(store.mlflow_file.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _exclusive(store, override):
         address = uri(store, override)
         client = MlflowClient(address)
         experiment = _experiment(client, store, override)
         known = tracked(address)
         sweeps = _sweeps_by_run(store)
         for folder in store.runs():
-            tags = _tags(folder, sweeps.get(folder.run_id, []))
+            tags = _tags(store, folder, sweeps.get(folder.run_id, []))
             if tags is not None:
                 _upsert(client, experiment, folder, tags, known.get(folder.run_id))
 
@@ -139,7 +161,7 @@ def _sweeps_by_run(store: Store) -> dict[str, list[str]]:
     return found
 
 
-def _tags(folder: RunFolder, sweeps: list[str]) -> dict[str, str] | None:
+def _tags(store: Store, folder: RunFolder, sweeps: list[str]) -> dict[str, str] | None:
     """The run's tags, None for a run that has nothing to show yet."""
     state, rows = folder.state(), folder.metrics()
     if state != "done" and not rows and state != "failed":
@@ -152,7 +174,10 @@ def _tags(folder: RunFolder, sweeps: list[str]) -> dict[str, str] | None:
         "harness.status": state,
         "harness.sweeps": ", ".join(sweeps),
         "harness.ceiling": result.get("ceiling", ""),
-        "harness.stale": ", ".join(changed_code(result.get("code", {}))),
+        "harness.stale": ", ".join(changes(store, folder.run_id)),
+        "harness.implementations": ", ".join(
+            f"{what}: {how}" for what, how in result.get("implementations", {}).items()
+        ),
         "harness.commit": env.get("commit") or "",
         "harness.dirty": str(env.get("dirty", "")),
         "harness.fingerprint": spec["fingerprint"],
@@ -177,14 +202,16 @@ def _upsert(
         known = None
     if known is None:
         start = int(1000 * (rows[0]["time"] if rows else (folder.result() or {}).get("started", 0)))
-        run = client.create_run(experiment, start_time=start or None, tags=tags)
-        known = Tracked(folder.run_id, run.info.run_id, {}, {}, {})
-        spec = folder.spec()["spec"]
-        params = [Param(name, str(value)[:PARAM_LENGTH]) for name, value in flatten(spec)]
-        for place in range(0, len(params), 100):
-            client.log_batch(known.mlflow_id, params=params[place : place + 100])
+        # all other tags come last: they say that what was before them is complete
+        first = {"harness.run_id": folder.run_id}
+        run = client.create_run(experiment, start_time=start or None, tags=first)
+        known = Tracked(folder.run_id, run.info.run_id, {}, {}, first)
     if all(known.tags.get(name) == value for name, value in tags.items()):
         return
+    spec = flatten(folder.spec()["spec"])
+    params = [Param(k, str(v)[:PARAM_LENGTH]) for k, v in spec if k not in known.params]
+    for place in range(0, len(params), 100):
+        client.log_batch(known.mlflow_id, params=params[place : place + 100])
     had = int(known.tags.get("harness.history", "0:").split(":")[0])
     metrics = [metric for row in rows[had:] for metric in _epoch_metrics(row)]
     result = folder.result()

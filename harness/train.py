@@ -8,6 +8,7 @@ scan's backward is not deterministic: there a resumed run continues, it does not
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -26,7 +27,8 @@ from harness.spec import RunSpec, TrainSpec
 from harness.splits import Labels, batch_indices
 from harness.store import RunFolder
 
-NO_DECAY_NAMES = ("A_log", "D")
+NO_DECAY_NAMES = {"A_log", "D"}
+"""parameters so called, or inside a dictionary so called, e.g. one A_log per stream"""
 EVALUATION_BATCH = 256
 
 OnStep = Callable[[int, int, float], None]
@@ -136,7 +138,7 @@ def parameter_groups(model: Model, config: TrainSpec) -> list[dict[str, Any]]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             part = {"encoders": "encoder", "fusion": "fusion"}.get(name.split(".")[0], "head")
-            decays = parameter.ndim > 1 and name.split(".")[-1] not in NO_DECAY_NAMES
+            decays = parameter.ndim > 1 and NO_DECAY_NAMES.isdisjoint(name.split("."))
             groups.setdefault((part, decays), []).append(parameter)
     return [
         {
@@ -193,7 +195,9 @@ def _save(folder: RunFolder, model: Model, optimiser: torch.optim.Optimizer, epo
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
-    folder.save_checkpoint(lambda out: torch.save(state, out))
+    whole = io.BytesIO()  # torch would hide why writing failed, e.g. a full disk
+    torch.save(state, whole)
+    folder.save_checkpoint(lambda out: out.write(whole.getbuffer()))
 
 
 def _resume(folder: RunFolder, model: Model, optimiser: torch.optim.Optimizer) -> int:
@@ -201,8 +205,8 @@ def _resume(folder: RunFolder, model: Model, optimiser: torch.optim.Optimizer) -
     for file in folder.checkpoints():
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError):
-            continue  # torn by a crash of the disk: the one before it is whole
+        except Exception:  # whatever bytes torch or pickle trip over: the one before it is whole
+            continue
         missing = model.load_state_dict(state["model"], strict=False).missing_keys
         frozen = tuple(f"encoders.{stream}." for stream in model.frozen)
         if any(not name.startswith(frozen) for name in missing):

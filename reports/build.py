@@ -45,6 +45,8 @@ def build(
         rows = collect(store, runs, record)
         _check_metrics(record, report, rows)
         where = f"sweep {record['name']}, preset {_preset(record)}"
+        if record.get("settings"):
+            where += f", changed by --set {', '.join(record['settings'])}"
         stem = f"{record['name']}-{_preset(record)}"
         for name in views[id(record)]:
             if name not in wanted:
@@ -55,7 +57,7 @@ def build(
                 texts.append(_write(table, out, _cost_stem(record)))
             else:
                 notes = results_footnotes(report, _preset(record), store, rows)
-                table = results_table(report, where, rows, notes)
+                table = results_table(report, where, store, rows, notes)
                 texts.append(_write(table, out, stem))
                 write_figures(report, rows, uri, out, stem)
     return "\n".join(texts)

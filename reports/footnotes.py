@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from harness.plan import ReportSpec
 from harness.store import Store
-from reports.numbers import MINUS, heading, points, share
+from reports.numbers import MINUS, heading, points, share, target_of
 from reports.published import published
 from reports.rows import Row, accuracy_by_group, conventions
 from reports.statistics import t_interval
@@ -28,6 +29,7 @@ def results_footnotes(
     return [
         *_too_good(report, done),
         *_gains(report, store, done),
+        *_perception(store, done),
         *report.notes,
         *_reading(report, done),
         *_origin(preset, store, done),
@@ -68,8 +70,14 @@ def _too_good(report: ReportSpec, rows: Sequence[Row]) -> Iterator[str]:
                     f"{TOO_GOOD} {row.label} is above its ceiling! {heading(metric)}{where}: "
                     f"{share(found.mean)} where {share(ceiling)} ({row.ceiling_name}) bounds it, "
                     f"more than 3 binomial standard errors of {row.samples[subset]} samples. "
-                    f"Something leaks, or the ceiling is wrong."
+                    f"Something leaks, {_otherwise(row)}."
                 )
+
+
+def _otherwise(row: Row) -> str:
+    if row.ceiling_name == "joint":
+        return "or the ceiling is wrong"
+    return "or its verb and noun break ties together, which the ceiling does not expect"
 
 
 def _gains(report: ReportSpec, store: Store, rows: Sequence[Row]) -> Iterator[str]:
@@ -128,16 +136,18 @@ def _reading(report: ReportSpec, rows: Sequence[Row]) -> Iterator[str]:
     yield (
         f"Scores in % on the test split, {_samples(rows)} samples; ± is the sample standard "
         f"deviation over seeds ({', '.join(map(str, seeds))}), n=1 has none. Bold: the best row, "
-        f"if a paired t test over at least 3 seeds sets it apart from the second-best (p < 0.05)."
+        f"if paired t tests over at least 3 seeds, and over the {_clusters(rows)} of the test "
+        f"split, both set it apart from the second-best (p < 0.05)."
     )
     if any(len(seed.runs) > 1 for row in rows for seed in row.done):
         yield "The runs of a seed (folds) are scored as one, on all their test samples together."
     if any(row.ceiling(metric) is not None for row in rows for metric in report.metrics):
         yield (
-            "Ceiling: what a perfect model could reach that sees one stream alone (named after the "
-            "stream), that only adds the evidence of its streams (additive), or that lets one "
-            "stream select from another (joint). It follows from the tables the data are drawn "
-            "from."
+            "Ceiling: what perfect perception could reach with one stream alone (named after the "
+            "stream), with the evidence of the streams only added and trained to the optimum of "
+            "cross-entropy (additive), or with one stream selecting from another (joint). It "
+            "follows from the tables the data are drawn from; for the action of a stream alone and "
+            "of additive heads, verb and noun break ties independently."
         )
     if len(report.subsets) == 2:
         first, second = (name.replace("_", " ") for name in report.subsets)
@@ -146,6 +156,22 @@ def _reading(report: ReportSpec, rows: Sequence[Row]) -> Iterator[str]:
             f"relative to the {first} score, mean over the metrics; 1 fuses, 0.5 adds. Read it "
             f"beside the score: a model that ignores a stream can have 1 too."
         )
+
+
+def _perception(store: Store, rows: Sequence[Row]) -> Iterator[str]:
+    """How good the encoders were that the rows started from; ceilings assume they are perfect."""
+    params = [param for row in rows for run in row.runs for param in run.params.items()]
+    needed = {value for name, value in params if name.startswith("needs.")}
+    for run_id in sorted(needed):
+        metrics = (store.run(run_id).result() or {}).get("metrics", {})
+        tops = {k: v for k, v in metrics.items() if re.fullmatch(r"test/\w+_top1", k)}
+        if tops:
+            told = ", ".join(f"{target_of(k[5:])} {share(v)}" for k, v in sorted(tops.items()))
+            yield f"Encoders were trained by run {run_id} before, whose test scores are: {told}."
+
+
+def _clusters(rows: Sequence[Row]) -> str:
+    return "groups (subjects, videos)" if any(row.grouped for row in rows) else "samples"
 
 
 def _samples(rows: Sequence[Row]) -> str:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from harness.config import Config, ConfigError, read_yaml, validate
+from harness.config import Config, ConfigError, validate
+from harness.yamlfile import read_yaml
 from reports.rows import Row
 
 FILE = Path(__file__).parent / "paper_tables.yaml"

@@ -46,6 +46,8 @@ class Row:
     seeds: tuple[SeedResult, ...]
     samples: Mapping[str, int]
     """test samples per seed: `` all of them, else those of a subset"""
+    grouped: bool = False
+    """whether its test samples come in groups: subjects, videos"""
 
     @property
     def done(self) -> tuple[SeedResult, ...]:
@@ -140,11 +142,13 @@ def _row(
     seeds = tuple(_seed(store, tracked, seed, ids) for seed, ids in by_seed.items())
     first = next((seed for seed in seeds if seed.state == "done"), None)
     samples: Counter[str] = Counter()
+    grouped = False
     if first is not None:
-        subsets = predictions(store, first).subsets.tolist()
-        samples.update(Counter(subsets))
-        samples[""] = len(subsets)
-    return Row(name, runs[0]["label"], runs[0]["paper"], seeds, samples)
+        said = predictions(store, first)
+        samples.update(Counter(said.subsets.tolist()))
+        samples[""] = len(said.subsets)
+        grouped = bool((said.groups != "").any())
+    return Row(name, runs[0]["label"], runs[0]["paper"], seeds, samples, grouped)
 
 
 def _seed(
@@ -179,6 +183,41 @@ def predictions(store: Store, seed: SeedResult) -> Predictions:
         {t: np.concatenate([part.targets[t] for part in parts]) for t in parts[0].targets},
         {t: np.concatenate([part.logits[t] for part in parts]) for t in parts[0].logits},
     )
+
+
+def paired_differences(store: Store, first: Row, second: Row, metric: str) -> list[float]:
+    """Accuracy of `first` minus that of `second`, mean over seeds: by group, or else by sample."""
+    left, right = (_hits(store, row, metric) for row in (first, second))
+    if left is None or right is None or not np.array_equal(left.ids, right.ids):
+        return []
+    differences = left.values - right.values
+    if not (left.groups != "").any():
+        return [float(value) for value in differences]
+    return [float(differences[left.groups == g].mean()) for g in sorted(set(left.groups.tolist()))]
+
+
+@dataclass(frozen=True)
+class _Hits:
+    """Per sample of the test split, in the order of its ids."""
+
+    ids: Any
+    groups: Any
+    values: Any
+    """share of the seeds that are right"""
+
+
+def _hits(store: Store, row: Row, metric: str) -> _Hits | None:
+    found = []
+    for seed in row.done:
+        said = predictions(store, seed)
+        hits = hits_by_metric(said).get(metric)
+        if hits is None:
+            return None
+        order = np.argsort(said.ids, kind="stable")
+        found.append(_Hits(said.ids[order], said.groups[order], hits[order].astype(float)))
+    if not found or any(not np.array_equal(f.ids, found[0].ids) for f in found):
+        return None  # seeds that are tested on other samples
+    return _Hits(found[0].ids, found[0].groups, np.mean([f.values for f in found], axis=0))
 
 
 def accuracy_by_group(store: Store, row: Row, metric: str) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,13 +57,22 @@ def significantly_better(first: Mapping[int, float], second: Mapping[int, float]
     return t > 0 and 2 * float(stats.t.sf(t, found.n - 1)) < ALPHA
 
 
-def clear_winner(rows: Sequence[Mapping[int, float]]) -> int | None:
-    """Index of the row with the largest mean, if it is significantly better than the next one."""
+def clear_winner(
+    rows: Sequence[Mapping[int, float]], differences: Callable[[int, int], Sequence[float]]
+) -> int | None:
+    """Index of the row with the largest mean, if it is significantly better than the next one.
+
+    Two things have to say so: the seeds, and the sampled groups or samples, whose differences
+    between two rows `differences` gives. Other seeds, or another test set, would agree then.
+    """
     means = [(float(np.mean(list(values.values()))), i) for i, values in enumerate(rows) if values]
     if len(means) < 2:
         return None
     (_, best), (_, second) = sorted(means, key=lambda pair: -pair[0])[:2]
-    return best if significantly_better(rows[best], rows[second]) else None
+    if not significantly_better(rows[best], rows[second]):
+        return None
+    interval = t_interval(differences(best, second))
+    return best if interval is not None and interval[0] > 0 else None
 
 
 def exceeds(share: float, ceiling: float, samples: int) -> bool:

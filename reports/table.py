@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.plan import ReportSpec
+from harness.store import Store
 from reports.numbers import MINUS, NONE, heading, percent, points, share, size, target_of
 from reports.published import Published, comparable, paper_tables, published
-from reports.rows import Row
+from reports.rows import Row, paired_differences
 from reports.statistics import Summary, clear_winner, exceeds, summary
 
 STALE, TOO_GOOD = "†", "‡"
@@ -42,10 +43,15 @@ Column = tuple[str, Callable[[Row], Cell], Callable[[Published], Cell]]
 
 
 def results_table(
-    report: ReportSpec, subtitle: str, rows: Sequence[Row], footnotes: Sequence[str]
+    report: ReportSpec,
+    subtitle: str,
+    store: Store,
+    rows: Sequence[Row],
+    footnotes: Sequence[str],
 ) -> Table:
     """Scores, ceilings, cost and the paper's numbers."""
-    columns = [_label_column(), _seeds_column(), *_metric_columns(report, rows)]
+    scores = [_metric_column(metric, store, rows) for metric in report.metrics]
+    columns = [_label_column(), _seeds_column(), *scores]
     if any(row.ceiling(metric) is not None for row in rows for metric in report.metrics):
         columns.append(_ceiling_column(report))
     if len(report.subsets) == 2:
@@ -117,12 +123,11 @@ def _seeds_column() -> Column:
     return "Seeds", ours, theirs
 
 
-def _metric_columns(report: ReportSpec, rows: Sequence[Row]) -> list[Column]:
-    return [_metric_column(metric, rows) for metric in report.metrics]
-
-
-def _metric_column(metric: str, rows: Sequence[Row]) -> Column:
-    best = clear_winner([row.values(metric) for row in rows])
+def _metric_column(metric: str, store: Store, rows: Sequence[Row]) -> Column:
+    best = clear_winner(
+        [row.values(metric) for row in rows],
+        lambda first, second: paired_differences(store, rows[first], rows[second], metric),
+    )
 
     def ours(row: Row) -> Cell:
         mark = f" {TOO_GOOD}" if above_ceiling(row, metric) else ""

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import ConfigError, parse_yaml
+from harness.cli import main
+from harness.config import ConfigError
 from harness.plan import plan
+from harness.yamlfile import parse_yaml
 
 GOOD = """report: {table: t, title: T, metrics: [verb_top1]}
 base:
@@ -101,17 +103,68 @@ def test_a_good_file_is_planned(tmp_path):
         ("a: {? [1, 2] : 3}\n", ["s.yaml:1: keys are plain words"]),
         ("a: &a {x: 1}\nb: {<<: *a}\n", ["s.yaml:2: keys are plain words; merge keys"]),
         (GOOD + "runs: {a: {fusion: {name: single}, fusion.name: mlp, train: 3}}\n", ["s.yaml:8"]),
+        (GOOD + ROWS + "presets: 3\n", ["s.yaml:9: presets: a mapping by name is needed"]),
+        (GOOD + ROWS + "presets: [x]\n", ["s.yaml:9: presets: a mapping by name is needed"]),
+        (GOOD + "runs: {a: {seed: 5}}\n", ["s.yaml:8: seed: is not set here; write `seeds"]),
+        (GOOD + "runs: {a: {fingerprint: x}}\n", ["s.yaml:8: fingerprint: is not set here"]),
+        (GOOD + ROWS + "seeds: [-1, 1.5, true]\n", ["not -1", "not 1.5", "not True"]),
+        (GOOD + ROWS + "seeds: [100000000000000000]\n", ["0 to 4294967295"]),
+        (GOOD + ROWS + "seeds: [{seed: true}]\n", ["seeds: a whole number, not True"]),
+        (
+            GOOD + "runs: {a: {train.epochs: true}}\n",
+            ["train.epochs: a number is needed, got true"],
+        ),
+        (GOOD + "runs: {a: {train.epochs: '3'}}\n", ["train.epochs: a whole number is needed"]),
+        (GOOD + "runs: {a: {width: 100000000000000}}\n", ["s.yaml:6: this model cannot be built"]),
+        (GOOD + "runs: {a: {width: 99999999999999999999}}\n", ["s.yaml:"]),
+        (GOOD + "runs: {a: {needs.weights: {x: 1}}}\n", ["needs.weights: the name of a run"]),
+        (GOOD + ROWS + "needs: {s: 3}\n", ["s.yaml:9: needs.s: a mapping is needed, not a number"]),
+        (GOOD + ROWS + "needs: {s: {}}\n", ["s.yaml:9: needs.s: no run needs it"]),
+        (GOOD + "runs: {a: {label: {x: 1}, paper: [1]}}\n", ["label: text", "paper: text"]),
+        (GOOD + "runs: {a: 3, b: x}\n", ["runs.a: a mapping", "runs.b: a mapping"]),
+        (GOOD + "axes: {x: [], y: 3}\n", ["axes.x: is empty", "axes.y: is a number"]),
+        (GOOD + "axes: {seed: [0]}\nseeds: [1]\n", ["s.yaml:8: axes.seed: `seeds`"]),
+        (GOOD + "axes: {fusion: [{name: mlp, options: 3}]}\n", ["s.yaml:8: fusion.options"]),
+        (
+            GOOD
+            + "axes: {"
+            + ", ".join(f"k{i}: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]" for i in range(8))
+            + "}",
+            ["100000000 rows; 100000 are the most"],
+        ),
+        (
+            GOOD + "runs: {a: {train.epochs: 7, train: {epochs: 1}}}\n",
+            ["s.yaml:8: train: set twice"],
+        ),
+        (GOOD.replace("[verb_top1]", "[vreb_top1]") + ROWS, ["s.yaml:1: report.metrics: unknown"]),
+        (
+            GOOD.replace("  data:", "  dat:") + ROWS,
+            ["s.yaml:3: dat: no such key", ": data: is missing"],
+        ),
+        (GOOD + "runs: {a: {train.epochs: !!int abc}}\n", ["s.yaml:8: 'abc' is no value"]),
+        (GOOD + "runs: {a: {train.epochs: 0x_}}\n", ["s.yaml:8: "]),
+        (GOOD + 'runs: {"a": {label: "\\ud800"}}\n', ["s.yaml:8: half a character"]),
+        (GOOD + f"runs: {{a: {{encoders.text.weights: {'w' * 300}}}}}\n", ["no such file"]),
+        (GOOD + "runs: {a: {encoders.text.weights: ~nobody0/x}}\n", ["s.yaml:8: encoders.text"]),
         (
             GOOD + "runs: {a: {encoders.text.weights: w.safetensors}}\n",
             ["s.yaml:8: encoders.text.weights: no such file"],
         ),
     ],
 )
-def test_a_malformed_file_gives_one_clear_error(tmp_path, text, expected):
-    said = message(tmp_path, text)
+def test_a_malformed_file_gives_one_clear_error(tmp_path, monkeypatch, capsys, text, expected):
+    """Through the command itself: exit code 2, nothing on stdout, no traceback, nothing written."""
+    (tmp_path / "s.yaml").write_bytes(text.encode() if isinstance(text, str) else text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["harness", "sweep", "s.yaml"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
     for part in expected:
-        assert part in said
-    assert "Traceback" not in said
+        assert part in err
+    assert "Traceback" not in err
+    assert [file.name for file in tmp_path.iterdir()] == ["s.yaml"]
 
 
 def test_all_mistakes_are_named_at_once(tmp_path):
@@ -168,7 +221,9 @@ def test_a_missing_preset_names_the_known_ones(tmp_path):
     assert "no preset 'dmo'. Did you mean 'demo'? Known: demo" in said
 
 
-@pytest.mark.parametrize("setting", ["epochs", "=3", "train..epochs=3"])
+@pytest.mark.parametrize(
+    "setting", ["epochs", "=3", "train..epochs=3", "presets=3", "train.epochs=3\nwidth: 5"]
+)
 def test_a_setting_that_is_no_key_and_value_is_refused(tmp_path, setting):
     assert "write key=value" in message(tmp_path, GOOD + ROWS, settings=[setting])
 

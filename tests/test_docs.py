@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from harness.cli import app
-from harness.config import parse_yaml
 from harness.plan import plan
 from harness.registry import DATASETS, ENCODERS, FUSIONS
 from harness.sweepfile import SWEEP_KEYS
+from harness.yamlfile import parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from harness.evaluate import Predictions, hits_by_metric, pair_in_top, rank_of, scores
+from harness.evaluate import Predictions, hits_by_metric, metric_names, pair_in_top, rank_of, scores
 
 
 def predictions(verb, noun, verb_truth, noun_truth, subsets=None) -> Predictions:
@@ -54,6 +54,17 @@ def test_the_five_best_pairs_equal_those_of_the_full_table():
     expected = (table > own[:, None]).sum(axis=1) < 5
     found = pair_in_top(verb.astype(np.float32), noun.astype(np.float32), truth_v, truth_n)
     assert (found == expected).all()
+
+
+@pytest.mark.parametrize("classes", [{"label": 4}, {"verb": 8, "noun": 12}, {"verb": 3, "side": 9}])
+def test_the_names_of_metrics_are_known_without_predictions(classes):
+    none = np.zeros(3, dtype=np.str_)
+    said = Predictions(
+        none, none, none,
+        {name: np.zeros(3, np.int64) for name in classes},
+        {name: np.zeros((3, size), np.float32) for name, size in classes.items()},
+    )  # fmt: skip
+    assert sorted(metric_names(classes)) == sorted(hits_by_metric(said))
 
 
 def test_top5_is_left_out_where_five_classes_are_all_there_are():

@@ -40,7 +40,8 @@ def test_the_id_does_not_depend_on_how_a_value_is_written(sweep_file):
 
 
 @pytest.mark.parametrize(
-    "change", ["seed=1", "train.epochs=4", "data.options.rho=0.25", "head=pre_logits", "width=17"]
+    "change",
+    ["seeds=[1]", "train.epochs=4", "data.options.rho=0.25", "head=pre_logits", "width=17"],
 )
 def test_the_id_changes_with_what_is_computed(sweep_file, change):
     file = sweep_file(TEXT_ROW)
@@ -97,6 +98,27 @@ def test_a_row_that_needs_a_row_gets_the_one_of_its_seed(sweep_file):
     runs = {(run.row, run.spec.seed): run for run in plan(sweep_file(NEEDS)).runs}
     for seed in (0, 1):
         assert runs["b", seed].spec.needs["weights"] == runs["a", seed].run_id
+
+
+def test_a_row_that_needs_a_row_without_its_seed_brings_that_run_along(sweep_file):
+    rows = "runs: {a: {needs.weights: b, seeds: [7]}, b: {}}\n"
+    runs = plan(sweep_file(rows + "seeds: [0]\n")).runs
+    assert [(run.row, run.spec.seed, run.in_table) for run in runs] == [
+        ("b", 7, False), ("a", 7, True), ("b", 0, True),
+    ]  # fmt: skip
+    assert runs[1].spec.needs == {"weights": runs[0].run_id}
+
+
+def test_seeds_may_be_an_axis(sweep_file):
+    by_axis = plan(sweep_file("axes: {head: [linear, pre_logits], seed: [0, 1]}\n")).runs
+    by_seeds = plan(sweep_file("axes: {head: [linear, pre_logits]}\nseeds: [0, 1]\n")).runs
+    assert [run.run_id for run in by_axis] == [run.run_id for run in by_seeds]
+    assert len({run.run_id for run in by_axis}) == 4
+
+
+def test_settings_are_kept_with_the_sweep(sweep_file):
+    sweep = plan(sweep_file("runs: {a: {}}\n"), settings=["train.epochs=2"])
+    assert sweep.record()["settings"] == ["train.epochs=2"]
 
 
 def test_what_a_run_needs_is_part_of_its_id(sweep_file):

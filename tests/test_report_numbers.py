@@ -8,6 +8,7 @@ import pytest
 from report_bench import KITCHEN
 
 from harness.plan import ReportSpec
+from harness.store import Store
 from harness.track import Tracked
 from reports import figures
 from reports import published as paper
@@ -68,10 +69,23 @@ def test_a_difference_that_no_seed_changes_is_not_significant():
 
 def test_a_winner_must_beat_the_second_best_whatever_its_seeds():
     low, high = seeds(0.1, 0.12, 0.11), seeds(0.9, 0.91, 0.92)
-    assert clear_winner([low, high]) == 1
-    assert clear_winner([low, high, {0: 0.95}]) is None  # one seed leads: nobody wins
-    assert clear_winner([low, high, {0: 0.5}]) is None  # the second-best has one seed
-    assert clear_winner([high, {}]) is None
+    asked = []
+
+    def sampled(first, second):
+        asked.append((first, second))
+        return [0.7, 0.8, 0.9]
+
+    assert clear_winner([low, high], sampled) == 1
+    assert asked == [(1, 0)]
+    assert clear_winner([low, high, {0: 0.95}], sampled) is None  # one seed leads: nobody wins
+    assert clear_winner([low, high, {0: 0.5}], sampled) is None  # the second-best has one seed
+    assert clear_winner([high, {}], sampled) is None
+
+
+@pytest.mark.parametrize("differences", [[], [0.8], [0.9, -0.9, 0.8]])
+def test_a_winner_on_few_or_discordant_subjects_is_none(differences):
+    low, high = seeds(0.1, 0.12, 0.11), seeds(0.9, 0.91, 0.92)
+    assert clear_winner([low, high], lambda *_: differences) is None
 
 
 def test_a_ceiling_is_exceeded_by_three_binomial_standard_errors():
@@ -133,10 +147,10 @@ def test_a_row_of_the_paper_without_a_protocol_is_never_subtracted_from():
     assert paper.comparable(row_as_in({"data.name": "ek100"}), other)
 
 
-def test_ours_minus_paper_is_printed_where_the_protocol_agrees():
+def test_ours_minus_paper_is_printed_where_the_protocol_agrees(tmp_path):
     report = ReportSpec(table="table3", title="", metrics=["verb_top1", "noun_top1", "action_top1"])
     row = row_as_in(paper.published("table3", "MambaVL").protocol)
-    cell = results_table(report, "", [row], []).rows[0][-1]
+    cell = results_table(report, "", Store(tmp_path), [row], []).rows[0][-1]
     assert cell.text == f"+0.9 / {MINUS}1.9 / +0.0"
     assert cell.raw["verb_top1_ours_minus_paper"] == pytest.approx(0.9)
 

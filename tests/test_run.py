@@ -10,19 +10,40 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from harness.launch import bottleneck, launch
+from harness import tokens
+from harness.cli import main
+from harness.feed import Feed
+from harness.launch import launch
+from harness.model import Model, load_weights
 from harness.plan import plan
-from harness.states import plan_table, state_of
+from harness.provenance import changes
+from harness.spec import dataset_of
+from harness.splits import fetch
+from harness.states import plan_table, stale_runs, state_of
 from harness.store import Store
+from harness.tokens import token_key
 
 ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
 ROWS = """
 runs:
   text: {label: Question only}
   more: {label: With pre-logits, head: pre_logits}
 """
-LONG = "runs: {text: {train.epochs: 40, train.steps_per_epoch: 3}}\n"
+LONG = """
+report: {table: watch, title: "Sensors", metrics: [label_top1]}
+base:
+  data: {name: watch}
+  encoders: {accel: {name: sensor_conv, options: {width: 8, rotation: 0.2, dropout: 0.3}}}
+  fusion: {name: single}
+  width: 8
+  train: {epochs: 40, steps_per_epoch: 3, batch_size: 16, optimiser: adamw, warmup_epochs: 1}
+runs: {accel: {}}
+"""
+"""random numbers in every step: dropout, and rotated inputs"""
 
 
 def start(folder: Path, *words: str, **env: str) -> subprocess.Popen:
@@ -96,7 +117,7 @@ def test_the_same_sweep_again_does_nothing(done):
 def test_the_plan_says_what_is_done_and_what_is_new(done, sweep_file):
     _, sweep, store, _ = done
     assert "2 runs (2 done)" in plan_table(sweep, store)
-    text = plan_table(plan(sweep_file(LONG)), store)
+    text = plan_table(plan(sweep_file(LONG, base="")), store)
     assert "(1 new)" in text
     assert re.search(r"new +run$", text, re.M)
 
@@ -115,7 +136,7 @@ def killed_after(folder: Path, run_id: str, lines: int) -> None:
 
 
 def test_killed_at_any_moment_a_run_ends_with_the_same_bits(tmp_path, sweep_file):
-    file = sweep_file(LONG)
+    file = sweep_file(LONG, base="")
     sweep, _ = finish(Store(tmp_path / "calm"), file)
     run_id = sweep.runs[0].run_id
     store = Store(tmp_path / "runs")
@@ -149,16 +170,6 @@ def test_two_sweeps_at_once_run_everything_exactly_once(tmp_path, sweep_file):
     store = Store(tmp_path / "runs")
     assert [run.attempts() for run in store.runs()] == [1, 1, 1, 1]
     assert all(run.state() == "done" for run in store.runs())
-
-
-def test_the_run_that_all_others_wait_for_may_have_all_cores(sweep_file):
-    text = """
-needs: {first: {fusion: {name: mean}}}
-runs: {a: {needs.weights: first}, b: {needs.weights: first, head: pre_logits}}
-"""
-    sweep = plan(sweep_file(text))
-    assert bottleneck(sweep) == sweep.runs[0].run_id
-    assert bottleneck(plan(sweep_file(ROWS, "two.yaml"))) is None
 
 
 def test_a_failed_run_does_not_stop_the_others_and_is_named_at_the_end(tmp_path, sweep_file):
@@ -197,12 +208,97 @@ runs:
     sweep, outcome = finish(store, sweep_file(text))
     assert outcome.failed == {}
     assert len(list(store.tokens.glob("*/done.json"))) == 3  # train, select, test: once for both
-    needed = store.run(sweep.runs[0].run_id).weights_file
-    assert needed.exists()
-    from safetensors.torch import load_file
-
     kept = load_file(store.run(sweep.runs[1].run_id).weights_file)
     assert not any(name.startswith("encoders.") for name in kept)
+    needed, spec = store.run(sweep.runs[0].run_id).weights_file, sweep.runs[1].spec
+    model = Model(spec, dataset_of(spec, {}), {})
+    load_weights(model, spec, {}, needed)
+    stored = Feed(spec, dataset_of(spec, {}), "test", model, CPU, store.tokens)
+    batch = stored.batch(np.arange(20))
+    items = fetch(dataset_of(spec, {}).split("test"), range(20))
+    encoder = model.encoders["text"].eval()
+    with torch.no_grad():
+        live = encoder(encoder.collate([item.streams["text"] for item in items]))
+    assert torch.equal(batch.inputs["text"].mask, live.mask)
+    torch.testing.assert_close(batch.inputs["text"].features, live.features)
+
+
+def test_tokens_of_other_weights_or_other_code_are_other_tokens(store, sweep_file, monkeypatch):
+    spec = plan(sweep_file("runs: {a: {encoders.text.frozen: true}}\n")).runs[0].spec
+    dataset = dataset_of(spec, {})
+    first, second = (Model(spec, dataset, {}).encoders["text"] for _ in range(2))
+    key = token_key(spec, "text", "test", first)
+    assert token_key(spec, "text", "test", first) == key
+    assert token_key(spec, "text", "train", first) != key
+    assert token_key(spec, "text", "test", second) != key
+    second.load_state_dict(first.state_dict())
+    assert token_key(spec, "text", "test", second) == key
+    monkeypatch.setattr(tokens, "token_code", lambda *_: {"backbones.word_transformer": "edited"})
+    assert token_key(spec, "text", "test", first) != key
+
+
+def test_a_run_is_stale_when_what_it_needed_was_made_anew(store, sweep_file):
+    text = """
+needs: {first: {fusion: {name: mean}}}
+runs: {a: {needs.weights: first}, b: {}}
+"""
+    sweep, _ = finish(store, sweep_file(text))
+    first, a, b = (run.run_id for run in sweep.runs)
+    assert [changes(store, run_id) for run_id in (first, a, b)] == [[], [], []]
+    with open(store.run(first).weights_file, "ab") as out:
+        out.write(b" ")
+    assert [changes(store, run_id) for run_id in (first, a, b)] == [[], [f"run {first}"], []]
+    assert stale_runs(sweep, store) == [a]
+
+
+def test_a_run_resumed_with_other_code_than_it_began_with_is_marked(store, sweep_file):
+    sweep = plan(sweep_file("runs: {a: {}}\n"))
+    folder = store.run(sweep.runs[0].run_id)
+    folder.write_spec(sweep.runs[0].spec.model_dump(mode="json"), {})
+    with folder.lease():
+        folder.write_env({"threads": 1, "code": {"fusions.single": "0123", "harness.feed": "4567"}})
+        folder.save_checkpoint(lambda out: out.write(b"torn"))
+    launch(store, sweep, "inline", 1, 1)
+    assert set(changes(store, folder.run_id)) == {"fusions/single.py", "harness/feed.py"}
+
+
+def test_the_sweep_and_then_its_report_from_the_command_line(done, monkeypatch, capsys):
+    folder, sweep, store, _ = done
+    monkeypatch.chdir(folder)
+    for words, said in (
+        (["sweep", "tiny.yaml"], ""),
+        (["report", "tiny"], "| Question only | 1 |"),
+    ):
+        monkeypatch.setattr("sys.argv", ["harness", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        assert ended.value.code in (None, 0), err
+        assert said in out
+    top1 = store.run(sweep.runs[0].run_id).result()["metrics"]["test/verb_top1"]
+    assert f"{100 * top1:.1f} (n=1)" in out
+    made = {file.name for file in (folder / "runs" / "report").iterdir()}
+    assert {f"tiny-plain{end}" for end in (".md", ".tex", ".csv", "-curves.png")} <= made
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_that_is_told_to_stop_ends_its_workers_and_says_how_to_go_on(
+    tmp_path, sweep_file, number
+):
+    sweep_file(LONG.replace("epochs: 40", "epochs: 100000"), base="")
+    process = start(tmp_path, "sweep", "tiny.yaml")
+    store = Store(tmp_path / "runs")
+    deadline = time.time() + 120
+    while time.time() < deadline and not any(run.metrics() for run in store.runs()):
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from here" in err
+    (run,) = store.runs()
+    while time.time() < deadline and run.state() == "running":
+        time.sleep(0.1)
+    assert run.state() == "interrupted"
 
 
 def test_an_edited_plugin_is_seen_and_can_be_run_anew(tmp_path, sweep_file):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from harness import lease as lease_module
+from harness.config import ConfigError
 from harness.evaluate import Predictions
 from harness.files import write_atomic, write_json
 from harness.lease import Lease, LeaseLost, LeaseTaken, me
@@ -27,9 +29,49 @@ def test_a_run_goes_from_new_to_running_to_interrupted_to_done(store):
     assert folder.state() == "interrupted"
     folder.write_failure("Traceback\nValueError: no")
     assert folder.state() == "failed"
+    folder.add_attempt({})
+    assert folder.failure() is None  # a new attempt that is killed is to be resumed
+    assert folder.state() == "interrupted"
     folder.write_result({"metrics": {}})
     assert folder.state() == "done"
-    assert folder.failure() is None
+
+
+@pytest.mark.parametrize("name", ["result.json", "spec.json", "metrics.jsonl", "predictions.npz"])
+@pytest.mark.parametrize("content", ["{", "{}\n{\n", "garbage\n"])
+def test_a_damaged_file_is_named_with_what_to_do(store, name, content):
+    folder = store.run("abc")
+    folder.write_spec({}, {})
+    (folder.path / name).write_text(content)
+    read = {
+        "result.json": folder.result,
+        "spec.json": folder.spec,
+        "metrics.jsonl": folder.metrics,
+        "predictions.npz": folder.predictions,
+    }
+    if name == "metrics.jsonl" and content == "{":
+        assert folder.metrics() == []  # a line cut short by a crash
+        return
+    with pytest.raises(ConfigError, match=rf"abc/{re.escape(name)}: .*delete"):
+        read[name]()
+
+
+def test_a_damaged_lease_holds_nobody_up(store):
+    folder = store.run("abc")
+    folder.write_spec({}, {})
+    (folder.path / "lease.json").write_text("")
+    assert folder.state() == "interrupted"
+    with folder.lease():
+        assert folder.state() == "running"
+
+
+def test_a_damaged_record_of_a_sweep_is_named_and_healed_by_the_sweep(store):
+    record = {"name": "t", "preset": "demo", "runs": []}
+    file = store.write_sweep(record)
+    file.write_text("{}")
+    with pytest.raises(ConfigError, match="damaged"):
+        store.sweeps()
+    store.write_sweep(record)
+    assert store.sweeps() == [record]
 
 
 def test_reading_a_run_creates_nothing(store):
@@ -98,7 +140,7 @@ def test_a_result_set_aside_is_kept_and_the_run_can_be_made_again(store):
     folder = store.run("abc")
     folder.write_spec({}, {})
     for value in (1, 2):
-        folder.write_result({"value": value})
+        folder.write_result({"metrics": {}, "value": value})
         with folder.lease():
             folder.set_aside()
     assert folder.state() == "interrupted"

@@ -6,8 +6,10 @@ import time
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from harness import track
+from harness.config import ConfigError
 from harness.launch import launch
 from harness.plan import plan
 from harness.store import Store
@@ -79,6 +81,66 @@ def test_a_run_that_went_back_to_a_checkpoint_replaces_its_record(store):
     assert [value for _, value in points(store, "abc", "train/loss")] == [1.0, 2.0, 30.0, 40.0]
     runs = MlflowClient(track.uri(store)).search_runs(["1"])
     assert sorted("harness.superseded" in run.data.tags for run in runs) == [False, True]
+
+
+def test_an_export_that_is_cut_short_is_completed_by_the_next(collected, tmp_path, monkeypatch):
+    """Cut after every call it makes to the server, one after the other."""
+    store, run = collected
+    whole = track.tracked(track.uri(store))[run.run_id]
+    address = f"sqlite:///{tmp_path / 'cut.db'}"
+    track.prepare(store, address)
+    real, calls, refused, allowed = MlflowClient.log_batch, [], [], 0
+
+    def fails_at_last(client, *args, **kwargs):
+        if len(calls) == allowed:
+            raise MlflowException("database is locked")
+        calls.append(1)
+        real(client, *args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", fails_at_last)
+    for attempt in range(20):
+        allowed = attempt
+        calls.clear()
+        try:
+            track.collect(store, address)
+            break
+        except ConfigError as error:
+            refused.append(str(error))
+    assert len(refused) == allowed > 1
+    assert all("database is locked" in text for text in refused)
+    found = track.tracked(address)[run.run_id]
+    assert found.metrics == whole.metrics
+    assert found.params == whole.params
+    assert {k: v for k, v in found.tags.items() if k.startswith("harness")} == {
+        k: v for k, v in whole.tags.items() if k.startswith("harness")
+    }
+    rows = store.run(run.run_id).metrics()
+    losses = track.history(address, found, "train/loss")
+    assert losses == [(row["epoch"], row["train/loss"]) for row in rows]
+
+
+def test_a_process_killed_while_it_makes_the_database_leaves_none(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from harness import track\n"
+        "from harness.store import Store\n"
+        "track._experiment = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "track.prepare(Store(Path(sys.argv[1])))"
+    )
+    store = Store(tmp_path / "runs")
+    words = [sys.executable, "-W", "ignore", "-c", code, str(store.root)]
+    assert subprocess.run(words, check=False).returncode == -9
+    assert not store.mlflow_file.exists()
+    (store.root / ".mlflow.db.partial").write_text("half")
+    track.prepare(store)
+    track.collect(store)
+    assert track.tracked(track.uri(store)) == {}
+
+
+def test_a_damaged_database_is_named_with_what_to_do(store):
+    store.root.mkdir(parents=True)
+    store.mlflow_file.write_text("garbage" * 100)
+    with pytest.raises(ConfigError, match=r"mlflow\.db: MLflow: .*delete it"):
+        track.prepare(store)
 
 
 def test_a_new_database_survives_being_prepared_by_many_at_once(tmp_path):

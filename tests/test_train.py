@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from harness.registry import FUSIONS
 from harness.spec import TrainSpec
 from harness.splits import batch_indices
 from harness.train import learning_rate, parameter_groups, total_loss
@@ -58,6 +59,19 @@ def test_each_part_has_its_peak_rate_and_only_matrices_decay():
     assert sizes["fusion, no decay"] == 4 + 2 + 2  # A_log, D, mix.bias
     assert groups["fusion"]["weight_decay"] == 0.5
     assert groups["fusion, no decay"]["weight_decay"] == 0.0
+
+
+@pytest.mark.parametrize("name", FUSIONS.names())
+def test_no_fusion_has_its_state_matrix_or_its_skips_decayed(name):
+    """Whether one A_log serves all streams or each has its own: rows must differ in that alone."""
+    model = nn.Module()
+    widths = {"text": 4} if name == "single" else {"text": 4, "video": 4}
+    model.fusion = FUSIONS[name](FUSIONS[name].Config(), widths, 16)
+    groups = parameter_groups(model, TrainSpec(weight_decay=0.5))
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    for parameter, value in model.named_parameters():
+        exempt = value.ndim == 1 or {"A_log", "D"} & set(parameter.split("."))
+        assert (id(value) in decayed) == (not exempt and value.requires_grad), parameter
 
 
 def test_every_pass_shows_every_sample_once_in_a_new_order():
