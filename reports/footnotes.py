@@ -96,7 +96,7 @@ def _gains(report: ReportSpec, store: Store, rows: Sequence[Row]) -> Iterator[st
     for row in models:
         for reference in rows:
             alike = reference.is_reference and reference.streams == row.streams
-            if alike and len(row.streams) == 1:
+            if alike and (len(row.streams) == 1 or row is fused):
                 told = _by_group(store, row, reference, metric) or _by_mean(row, reference, metric)
                 if told:
                     yield f"{row.label} against its logistic reference ({reference.label}): {told}."
