@@ -22,6 +22,10 @@ def write_atomic(file: Path, write: Callable[[BinaryIO], Any]) -> None:
             out.flush()
             os.fsync(out.fileno())
         beside.replace(file)
+    except OSError as error:
+        if error.filename is None:  # a write to a full disk does not say where
+            raise OSError(error.errno, error.strerror, str(file)) from error
+        raise
     finally:
         beside.unlink(missing_ok=True)
 

@@ -1,5 +1,6 @@
 """The run folder and its lease."""
 
+import errno
 import json
 import os
 import re
@@ -213,3 +214,15 @@ def test_an_old_writer_notices_that_it_was_replaced(tmp_path):
         with pytest.raises(LeaseLost):
             old.check()
     assert json.loads(file.read_text())["released"] is False
+
+
+def test_a_write_that_finds_the_disk_full_says_which_file_and_leaves_no_part(tmp_path):
+    def full(out):
+        out.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "a.json").write_text("whole")
+    with pytest.raises(OSError, match=r"No space left on device: '.*/a\.json'"):
+        write_atomic(tmp_path / "a.json", full)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+    assert (tmp_path / "a.json").read_text() == "whole"
