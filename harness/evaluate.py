@@ -1,8 +1,12 @@
 """Scores of a split from its logits, and nothing else: no model, no data.
 
 Metric names: `<target>_top1`, `<target>_top5`; with targets `verb` and `noun` also `action_top1`
-(both right) and `action_top5` (the pair among the five with the largest p(verb) p(noun)); a name
-with `[share]` behind it is the same over that share of the split. All are shares in [0, 1].
+(both right) and `action_top5` (the pair among the five with the largest p(verb) p(noun)).
+`<target>_recall5` is the class-mean recall@5 of anticipation: the share of top-5 hits within each
+class that occurs, averaged over classes; classes of `action_recall5` are pairs.
+`action_recall5_each` counts an action where verb and noun are each in their own top 5, a looser
+rule (InAViT's). A name with `[share]` behind it is the same over that share of the split. All are
+shares in [0, 1].
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
+Hits = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -35,24 +40,56 @@ class Predictions:
 def scores(predictions: Predictions) -> dict[str, float]:
     """Every metric of a split, and of each of its subsets."""
     hits = hits_by_metric(predictions)
-    result = {name: float(hit.mean()) for name, hit in hits.items() if len(hit)}
+    every = np.ones(len(predictions.ids), np.bool_)
+    result = _means(hits, predictions.targets, every) if len(every) else {}
     for subset in sorted(set(predictions.subsets.tolist()) - {""}):
-        rows = predictions.subsets == subset
-        result |= {f"{name}[{subset}]": float(hit[rows].mean()) for name, hit in hits.items()}
+        found = _means(hits, predictions.targets, predictions.subsets == subset)
+        result |= {f"{name}[{subset}]": value for name, value in found.items()}
     return result
+
+
+def _means(
+    hits: Mapping[str, Hits], targets: Mapping[str, npt.NDArray[np.int64]], rows: Hits
+) -> dict[str, float]:
+    """Every metric over some rows."""
+    result = {name: float(hit[rows].mean()) for name, hit in hits.items()}
+    classes = {name: truth[rows] for name, truth in targets.items()}
+    if "action_top5" in hits:
+        classes["action"] = classes["verb"] * (classes["noun"].max(initial=0) + 1) + classes["noun"]
+    if "action_top5" in hits and {"verb_top5", "noun_top5"} <= set(hits):
+        each = (hits["verb_top5"] & hits["noun_top5"])[rows]
+        result["action_recall5_each"] = class_mean(each, classes["action"])
+    for target, truth in classes.items():
+        if f"{target}_top5" in hits:
+            result[f"{target}_recall5"] = class_mean(hits[f"{target}_top5"][rows], truth)
+    return result
+
+
+def class_mean(hits: Hits, truth: npt.NDArray[np.int64]) -> float:
+    """Mean over the classes in `truth` of the share of hits among their samples."""
+    _, index, counts = np.unique(truth, return_inverse=True, return_counts=True)
+    return float((np.bincount(index, weights=hits) / counts).mean())
 
 
 def metric_names(targets: Mapping[str, int]) -> list[str]:
     """Names of the metrics of targets (name -> classes), without shares."""
-    tops = [f"{target}_top1" for target in targets]
-    tops += [f"{target}_top5" for target, classes in targets.items() if classes > 5]
-    both = {"verb", "noun"} <= set(targets)
-    return [*tops, *(("action_top1", "action_top5") if both else ())]
+    named = [f"{target}_top1" for target in targets]
+    large = [target for target, classes in targets.items() if classes > 5]
+    if {"verb", "noun"} <= set(targets):
+        named += [
+            "action_top1",
+            *(["action_recall5_each"] if {"verb", "noun"} <= set(large) else []),
+        ]
+        large.append("action")
+    return named + [f"{target}_{kind}" for target in large for kind in ("top5", "recall5")]
 
 
-def hits_by_metric(predictions: Predictions) -> dict[str, npt.NDArray[np.bool_]]:
-    """Metric name -> (samples,), whether that sample counts as right."""
-    hits: dict[str, npt.NDArray[np.bool_]] = {}
+def hits_by_metric(predictions: Predictions) -> dict[str, Hits]:
+    """Metric name -> (samples,), whether that sample counts as right; the means are the scores.
+
+    Recalls are not such means and are left out.
+    """
+    hits: dict[str, Hits] = {}
     for target, truth in predictions.targets.items():
         rank = rank_of(predictions.logits[target], truth)
         hits[f"{target}_top1"] = rank < 1

@@ -54,8 +54,8 @@ def target_of(metric: str) -> str:
 
 
 def _split(metric: str) -> tuple[str, str]:
-    match = re.fullmatch(r"(.+)_(top|recall)(\d+)", metric)
+    match = re.fullmatch(r"(.+)_(top|recall)(\d+)(_each)?", metric)
     if not match:
         return metric, ""
-    target, kind, k = match.groups()
-    return target, f"top-{k}" if kind == "top" else f"recall@{k}"
+    target, kind, k, each = match.groups()
+    return target, (f"top-{k}" if kind == "top" else f"recall@{k}") + (", each" if each else "")

@@ -64,7 +64,35 @@ def test_the_names_of_metrics_are_known_without_predictions(classes):
         {name: np.zeros(3, np.int64) for name in classes},
         {name: np.zeros((3, size), np.float32) for name, size in classes.items()},
     )  # fmt: skip
-    assert sorted(metric_names(classes)) == sorted(hits_by_metric(said))
+    assert sorted(metric_names(classes)) == sorted(scores(said))
+    assert set(hits_by_metric(said)) <= set(scores(said))
+
+
+def test_recall_is_the_mean_over_the_classes_that_occur():
+    rng = np.random.default_rng(1)
+    verb, noun = rng.normal(size=(60, 8)), rng.normal(size=(60, 12))
+    truth_v, truth_n = rng.integers(8, size=60), rng.integers(0, 3, size=60)
+    found = scores(predictions(verb, noun, truth_v, truth_n))
+    top5 = {
+        "verb": [t in np.argsort(-row)[:5] for row, t in zip(verb, truth_v, strict=True)],
+        "noun": [t in np.argsort(-row)[:5] for row, t in zip(noun, truth_n, strict=True)],
+    }
+    for target, truth in (("verb", truth_v), ("noun", truth_n)):
+        by_class = [np.mean(np.array(top5[target])[truth == c]) for c in sorted(set(truth))]
+        assert found[f"{target}_recall5"] == pytest.approx(np.mean(by_class))
+    both = np.array(top5["verb"]) & np.array(top5["noun"])
+    pairs = sorted(set(zip(truth_v, truth_n, strict=True)))
+    by_pair = [both[(truth_v == v) & (truth_n == n)].mean() for v, n in pairs]
+    assert found["action_recall5_each"] == pytest.approx(np.mean(by_pair))
+    assert found["action_recall5"] < found["action_recall5_each"]
+
+
+def test_recall_counts_a_rare_class_as_much_as_a_common_one():
+    hit, miss = [9, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1]
+    said = predictions([hit] * 9 + [miss], [hit] * 10, [0] * 9 + [0], [0] * 10)
+    assert scores(said)["verb_recall5"] == pytest.approx(0.9)
+    said = predictions([hit] * 9 + [[9, 8, 7, 6, 5, 0]], [hit] * 10, [0] * 9 + [5], [0] * 10)
+    assert scores(said)["verb_recall5"] == pytest.approx(0.5)
 
 
 def test_top5_is_left_out_where_five_classes_are_all_there_are():

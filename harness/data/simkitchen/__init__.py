@@ -104,7 +104,13 @@ class SimKitchen(Dataset):
 
     def ceilings(self) -> Mapping[str, Mapping[str, float]]:
         if self.config.targets == "action":
-            return ceilings_of(self.config)
+            known = ceilings_of(self.config)
+            # classes are equally frequent: the class-mean recall has the bound of the plain one
+            recall = {
+                name: {m.replace("_top5", "_recall5"): v for m, v in scores.items() if "_top5" in m}
+                for name, scores in known.items()
+            }
+            return {name: scores | recall[name] for name, scores in known.items()}
         video = {f"{name}_top1": 1.0 for name in SEEN}
         text = {f"{name}_top1": 1.0 for name in SAID}
         return {"video": video, "text": text, "joint": video | text}
