@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import signal
 import sys
 from collections.abc import Iterator
@@ -27,6 +29,7 @@ app = typer.Typer(
 )
 
 File = Annotated[Path, typer.Argument(help="Sweep file, e.g. sweeps/table3.yaml.")]
+Target = Annotated[Path, typer.Argument(help="Sweep file, or the spec.json of a run folder.")]
 Preset = Annotated[str | None, typer.Option(help="Preset of the sweep; its first one by default.")]
 Set = Annotated[
     list[str] | None,
@@ -111,6 +114,30 @@ def _print_outcome(outcome: Outcome, planned: Sweep) -> None:
         print(f"FAILED  {run_id}  {names[run_id]}: {why}", file=sys.stderr)
     if outcome.failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def cost(file: Target, preset: Preset = None, set_: Set = None) -> None:
+    """Count GFLOPs and parameters of every row of a sweep file, or of one run. Runs nothing.
+
+    Example: harness cost sweeps/table4.yaml
+    """
+    from harness.costing import costs_of
+
+    print(costs_of(file, preset, set_ or []))
+
+
+@app.command()
+def weights(
+    file: Annotated[Path, typer.Argument(help="A checkpoint: .pth, .pyth, .pt, .safetensors.")],
+) -> None:
+    """Say what a checkpoint is, and which encoder it fits. Executes nothing that is in it.
+
+    Example: harness weights checkpoint_best.pt
+    """
+    from harness.weights import describe
+
+    print(describe(file))
 
 
 @app.command()
@@ -244,6 +271,7 @@ def _fail(message: str) -> NoReturn:
 
 def main() -> None:
     """Entry point: user errors become one clear message and exit code 2."""
+    atexit.register(gc.freeze)  # else the last look for garbage takes seconds after torch
     try:
         app()
     except OSError as error:  # a full disk, a folder that cannot be written to

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
+import torch
 from torch import Tensor, nn, stack
 
 from harness.config import Config
@@ -27,6 +29,19 @@ class Tokens(NamedTuple):
 
     features: Tensor
     mask: Tensor
+
+
+class PartedTokens(NamedTuple):
+    """Tokens of which each head is to see a part: features (B, L, D), mask (B, L), and part (B, L),
+    the head that a token is for, by its place among the dataset's targets."""
+
+    features: Tensor
+    mask: Tensor
+    part: Tensor
+
+    def of(self, head: int) -> Tokens:
+        """What one head sees: the others' tokens are padding."""
+        return Tokens(self.features, self.mask & (self.part == head))
 
 
 @dataclass(frozen=True)
@@ -44,15 +59,17 @@ class Sample:
     subset: str = ""
     """a named share of the split that is also reported by itself; empty for none"""
     side: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
-    """stream name -> further inputs of its encoder, e.g. boxes (T, O, 4)"""
+    """stream name -> further inputs of its encoder. `boxes` (T, O, 4): x0 y0 x1 y1 in [0, 1] of the
+    frame, all zero where there is none"""
 
 
 @dataclass(frozen=True)
 class Stream:
     """What raw values of a stream look like.
 
-    kind `video`: uint8 tensor (T, H, W, 3). kind `sensor`: float tensor (T, channels).
-    kind `text`: a string. `shape` is that shape; for text it is (most words,).
+    kind `video`: uint8 tensor (T, H, W, 3), RGB. kind `sensor`: float tensor (T, channels).
+    kind `text`: a string; several questions are set apart by ` </s> `, a hidden word is `<mask>`.
+    `shape` is that shape; for text it is (most words,), marks counted.
     """
 
     kind: str
@@ -105,19 +122,80 @@ class Dataset:
         return {}
 
 
+@dataclass(frozen=True)
+class Converted:
+    """A published checkpoint in an encoder's own terms."""
+
+    tensors: Mapping[str, Tensor]
+    """names of the encoder's state dict -> values of its shapes"""
+    heads: Mapping[str, Tensor] = field(default_factory=dict)
+    """classifiers that came with it, named as in a run: `heads.verb.weight`, `pre_logits.0.bias`"""
+    resized: Sequence[str] = ()
+    """what was changed in shape, e.g. `temporal_embedding (4, 768) -> (16, 768)`"""
+    unexpected: Sequence[str] = ()
+    """names in the checkpoint that nothing here has"""
+
+
 class Encoder(nn.Module):
     """Raw values of one stream -> Tokens."""
 
     Config: ClassVar[type[PluginConfig]] = PluginConfig
     kinds: ClassVar[tuple[str, ...]] = ()
     """stream kinds it reads"""
+    default_init: ClassVar[str] = "random"
+    """what it starts from where a sweep does not say"""
+    may_start_fresh: ClassVar[str] = ""
+    """regular expression of the tensors that a `pretrained:` checkpoint may lack"""
     width: int
     """D of the tokens it returns"""
+    chooses_by: ClassVar[tuple[str, ...]] = ()
+    """options that only choose which of its tokens are handed on: they change no cost"""
+    parts: int = 0
+    """number of heads that its tokens are dealt to, if it returns PartedTokens"""
 
     def __init__(self, config: Any, stream: Stream) -> None:
         super().__init__()
         self.config = config
         self.stream = stream
+
+    @classmethod
+    def build(cls, config: Any, stream: Stream, source: Path | None) -> Self:
+        """The encoder, without its weights yet; overridden where `source`, the file or folder it
+        starts from, also decides its sizes."""
+        return cls(config, stream)
+
+    @classmethod
+    def locate(cls, text: str, base_dir: Path) -> Path:
+        """The file (or folder) that `init: pretrained:<text>` means; it need not exist. Raises
+        ConfigError if `text` is something else and cannot be had."""
+        return base_dir / Path(text).expanduser()
+
+    def load(self, source: Path) -> bool:
+        """Take the weights in `source`; False: the harness reads the file and asks `convert`."""
+        return False
+
+    @classmethod
+    def recognise(cls, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """Options and facts (`size`, `image`, ...) if `state`, a published checkpoint's tensors
+        without `module.` before their names, holds this encoder; else None."""
+        return None
+
+    def convert(self, state: Mapping[str, Tensor]) -> Converted:
+        """`state`, of this encoder or of a published checkpoint, in this encoder's terms."""
+        own = self.state_dict().keys()
+        known = {name: value for name, value in state.items() if name in own}
+        return Converted(known, unexpected=[name for name in state if name not in own])
+
+    def tokens_shape(self) -> tuple[int, int, int] | None:
+        """Shape (1, L, D) of the tokens of `example`, where it is known without a forward pass."""
+        return None
+
+    def example(self) -> tuple[Any, dict[str, Tensor]]:
+        """(inputs, side) of one sample as large as the stream allows, for counting cost."""
+        if self.stream.kind == "text":
+            return self.collate([" ".join(["word"] * self.stream.shape[0])]), {}
+        kind = torch.uint8 if self.stream.kind == "video" else torch.float32
+        return self.collate([torch.zeros(self.stream.shape, dtype=kind)]), {}
 
     def fit(self, raws: Sequence[Any]) -> None:
         """Learn what must be known before training starts (a vocabulary, a scale).
@@ -130,7 +208,7 @@ class Encoder(nn.Module):
         """Raw values -> one batch for `forward`: a tensor, or a tuple of tensors."""
         return stack(list(raws))
 
-    def forward(self, inputs: Any, **side: Tensor) -> Tokens:
+    def forward(self, inputs: Any, **side: Tensor) -> Tokens | PartedTokens:
         """Tokens of a batch made by `collate`."""
         raise NotImplementedError
 
@@ -146,6 +224,9 @@ class Fusion(nn.Module):
     additive: ClassVar[bool] = False
     """True if the result is a sum (or a concatenation) of one function per stream, so that linear
     heads on it can only add the streams' evidence"""
+    transparent: bool = False
+    """True if the result is the mean of one stream's tokens as they come, so that the classifiers
+    of a published checkpoint fit on it"""
 
     def __init__(self, config: Any, widths: Mapping[str, int], width: int) -> None:
         super().__init__()
@@ -160,9 +241,11 @@ class Fusion(nn.Module):
 
 
 __all__ = [
+    "Converted",
     "Dataset",
     "Encoder",
     "Fusion",
+    "PartedTokens",
     "PluginConfig",
     "Sample",
     "Split",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import uuid
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,3 +53,32 @@ def read_json(file: Path) -> Any | None:
         return None
     except ValueError as error:
         raise ConfigError(f"{file}: damaged ({error}); delete it, and it is made anew") from None
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of a folder's files, hidden ones left out.
+
+    A file is read again only if its size or time of change differ.
+    """
+    if not path.is_dir():
+        return file_digest(path)
+    inside = sorted(file for file in path.rglob("*") if file.is_file())
+    named = [(file.relative_to(path), file) for file in inside]
+    lines = [
+        f"{file_digest(file)} {name.as_posix()}"
+        for name, file in named
+        if not any(part.startswith(".") for part in name.parts)
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, computed again only if its size or time of change differ."""
+    stat = path.stat()
+    return _file_digest(str(path), stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=4096)
+def _file_digest(path: str, _mtime_ns: int, _size: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

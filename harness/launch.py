@@ -115,8 +115,9 @@ def launch(
             outcome.failed[run.run_id] = f"{last_line(folder)} (failed before; --retry)"
         else:
             queue.add(run)
+    counting = all(run.spec.train.method == "cost" for run in queue.waiting)
     with Live() as live:
-        if launcher == "inline":
+        if launcher == "inline" or counting:  # to count takes less than to start a process
             _inline(store, queue, threads, live)
         else:
             _local(store, queue, jobs, threads, live)
@@ -246,8 +247,10 @@ def _end(queue: _Queue, run: PlannedRun, folder: RunFolder, live: Live, started:
     if result is not None:
         queue.settle(run, None)
         tops = {k: v for k, v in result["metrics"].items() if re.fullmatch(r"test/\w+_top1", k)}
-        shown = "  ".join(f"{k[5:]} {100 * v:.1f}" for k, v in list(tops.items())[-3:])
-        live.end(run.run_id, f"done    {run.run_id}  {name:<40} {seconds:5.0f} s  test {shown}")
+        shown = "test " + "  ".join(f"{k[5:]} {100 * v:.1f}" for k, v in list(tops.items())[-3:])
+        if run.spec.train.method == "cost":
+            shown = "{gflops:.4g} GFLOPs  {params_m:.4g} M parameters".format(**result["cost"])
+        live.end(run.run_id, f"done    {run.run_id}  {name:<40} {seconds:5.0f} s  {shown}")
         return
     failure = last_line(folder) if folder.state() == "failed" else "its process was ended"
     queue.settle(run, failure)

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from harness.config import (
     Config,
     ConfigError,
@@ -37,8 +35,8 @@ class ReportSpec(Config):
     """`table1` ... `table4`, or a name of its own"""
     title: str
     """one line above the table"""
-    metrics: list[str] = Field(min_length=1)
-    """columns, e.g. `verb_top1`; names as in a run's result"""
+    metrics: list[str] = []
+    """columns, e.g. `verb_top1`; names as in a run's result. None: a table of cost"""
     subsets: list[str] = []
     """shares of the test split also reported by themselves; their ratio, second to first, is the
     fusion score"""
@@ -116,7 +114,7 @@ def plan(file: Path, preset: str | None = None, settings: Sequence[str] = ()) ->
     runs: list[PlannedRun] = []
     try:
         runs = planner.all()
-        messages += _unknown_metrics(report, text.sections["report"], planner.targets)
+        messages += _metric_problems(report, text.sections["report"], planner.targets, runs)
     except ConfigError as error:
         messages += error.messages
     refuse(messages)
@@ -125,12 +123,20 @@ def plan(file: Path, preset: str | None = None, settings: Sequence[str] = ()) ->
     )
 
 
-def _unknown_metrics(
-    report: ReportSpec | None, node: Node, targets: Mapping[str, int]
+def _metric_problems(
+    report: ReportSpec | None,
+    node: Node,
+    targets: Mapping[str, int],
+    runs: Sequence[PlannedRun],
 ) -> list[str]:
+    if report is None:
+        return []
     known = metric_names(targets)
-    wrong = [name for name in (report.metrics if report else ()) if name not in known]
     where = node.at(["metrics"]).where
+    trained = any(run.spec.train.method != "cost" for run in runs if run.in_table)
+    if trained and not report.metrics:
+        return [f"{where}: report.metrics: is missing; name at least one of {', '.join(known)}"]
+    wrong = [name for name in report.metrics if name not in known]
     return [f"{where}: report.metrics: {unknown(name, known, 'metric')}" for name in wrong]
 
 

@@ -16,14 +16,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from harness.files import file_digest
 from harness.registry import DATASETS, ENCODERS, FUSIONS
-from harness.spec import RunSpec, file_digest
+from harness.spec import RunSpec
 from harness.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = (
-    "contracts", "cost", "evaluate", "feed", "model", "reference", "run", "spec", "splits",
-    "tokens", "train",
+    "checkpoint", "contracts", "cost", "evaluate", "feed", "measure", "model", "reference", "run",
+    "spec", "splits", "tokens", "train", "unpickle", "weights",
 )  # fmt: skip
 """modules of the harness that a result depends on"""
 PACKAGES = (
@@ -31,6 +32,7 @@ PACKAGES = (
     "torchvision",
     "numpy",
     "numba",
+    "transformers",
     "scikit-learn",
     "fvcore",
     "mlflow",

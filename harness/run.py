@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
 import time
 import traceback
 from collections.abc import Mapping
@@ -18,12 +19,13 @@ from harness.contracts import Dataset, Encoder
 from harness.cost import cost
 from harness.evaluate import Predictions, scores
 from harness.feed import Feed
-from harness.files import remove_partial, write_atomic
+from harness.files import file_digest, remove_partial, write_atomic
 from harness.lease import Lease, me
-from harness.model import Model, load_weights, starts_random
+from harness.measure import measure
+from harness.model import Model, check_complete, load_weights, starts_random
 from harness.provenance import code_digests, environment, together
 from harness.registry import IMPLEMENTATIONS, load_plugins
-from harness.spec import Paths, RunSpec, dataset_of, file_digest
+from harness.spec import Paths, RunSpec, dataset_of
 from harness.splits import fetch
 from harness.store import RunFolder, Store
 from harness.train import OnStep, predict, train
@@ -73,7 +75,41 @@ def _run(store: Store, folder: RunFolder, lease: Lease, on_step: OnStep, threads
     _fix_randomness(spec.seed, threads)
     IMPLEMENTATIONS.clear()
     needed = _needed_weights(store, spec)
-    model = _build(spec, dataset, paths, needed).to(device)
+    if spec.train.method == "cost":
+        counted = {**cost(spec, dataset, paths), **measure(spec, dataset, paths, device)}
+        found = {"metrics": {}, "cost": counted}
+    else:
+        found = _learn(spec, dataset, paths, needed, device, store, folder, lease, on_step)
+    lease.check()
+    folder.write_result(
+        {
+            **found,
+            "ceilings": {name: dict(values) for name, values in dataset.ceilings().items()},
+            "code": env["code"],
+            "needs": {needs: file_digest(needed) for needs in spec.needs.values() if needed},
+            "implementations": dict(IMPLEMENTATIONS),
+            "started": started,
+            "finished": time.time(),
+            "commit": env["commit"],
+            "dirty": env["dirty"],
+        }
+    )
+
+
+def _learn(
+    spec: RunSpec,
+    dataset: Dataset,
+    paths: Paths,
+    needed: Path | None,
+    device: torch.device,
+    store: Store,
+    folder: RunFolder,
+    lease: Lease,
+    on_step: OnStep,
+) -> dict[str, Any]:
+    """Train and evaluate; writes weights and predictions, returns the rest of the result."""
+    model, loaded = _build(spec, dataset, paths, needed)
+    model.to(device)
     feeds = {
         split: Feed(spec, dataset, split, model, device, store.tokens)
         for split in ("train", "select", "test")
@@ -86,34 +122,24 @@ def _run(store: Store, folder: RunFolder, lease: Lease, on_step: OnStep, threads
 
         predictions, counted["coefficients"] = reference.fit(spec, model, feeds, dataset.targets)
     else:
-        train(spec, model, feeds, folder, lease, on_step)
+        if spec.train.method == "gradient":
+            train(spec, model, feeds, folder, lease, on_step)
         predictions = {split: predict(model, feeds[split], spec) for split in ("select", "test")}
     lease.check()
     weights = save({k: v.cpu() for k, v in model.trained_state().items()})
     write_atomic(folder.weights_file, lambda out: out.write(weights))
     folder.write_predictions(predictions["test"])
-    metrics = {
-        f"{split}/{name}": value
-        for split, said in predictions.items()
-        for name, value in scores(said).items()
+    return {
+        "metrics": {
+            f"{split}/{name}": value
+            for split, said in predictions.items()
+            for name, value in scores(said).items()
+        },
+        "ceiling": ceiling_name(spec, model),
+        "cost": counted,
+        "loaded": loaded,
+        "samples": {split: len(feed) for split, feed in feeds.items()},
     }
-    lease.check()
-    folder.write_result(
-        {
-            "metrics": metrics,
-            "ceilings": {name: dict(values) for name, values in dataset.ceilings().items()},
-            "ceiling": ceiling_name(spec, model),
-            "cost": counted,
-            "code": env["code"],
-            "needs": {needs: file_digest(needed) for needs in spec.needs.values() if needed},
-            "implementations": dict(IMPLEMENTATIONS),
-            "samples": {split: len(feed) for split, feed in feeds.items()},
-            "started": started,
-            "finished": time.time(),
-            "commit": env["commit"],
-            "dirty": env["dirty"],
-        }
-    )
 
 
 def ceiling_name(spec: RunSpec, model: Model) -> str:
@@ -123,15 +149,34 @@ def ceiling_name(spec: RunSpec, model: Model) -> str:
     return "additive" if model.fusion.additive and spec.head == "linear" else "joint"
 
 
-def _build(spec: RunSpec, dataset: Dataset, paths: Paths, needed: Path | None) -> Model:
-    """The model with its starting weights; encoders that start at random see the train split."""
+def _build(
+    spec: RunSpec, dataset: Dataset, paths: Paths, needed: Path | None
+) -> tuple[Model, dict[str, Any]]:
+    """The model with its starting weights, and what was loaded from where.
+
+    Encoders that start at random see the train split.
+    """
     model = Model(spec, dataset, paths)
     for stream, encoder in model.encoders.items():
         learns = type(encoder).fit is not Encoder.fit  # type: ignore[attr-defined]
         if learns and starts_random(spec, stream):
             encoder.fit(_train_raws(dataset, stream))  # type: ignore[operator]
-    load_weights(model, spec, paths, needed)
-    return model
+    loaded = load_weights(model, spec, paths, needed)
+    for stream, told in loaded.items():
+        print(f"{stream}: weights {_in_words(told)}", file=sys.stderr)
+    if spec.train.method == "evaluate":
+        check_complete(model, loaded)
+    return model, loaded
+
+
+def _in_words(told: Mapping[str, Any]) -> str:
+    """`pretrained: 253 loaded, 24 missing (network.blocks.1.box_categories, ...)`."""
+    words = [f"{told['loaded']} loaded"] if "loaded" in told else []
+    for what in ("missing", "unexpected", "resized", "heads"):
+        names = list(told.get(what, ()))
+        if names:
+            words.append(f"{len(names)} {what} ({names[0]}{', ...' if names[1:] else ''})")
+    return f"{told['from']}: {', '.join(words) or 'loaded'}"
 
 
 def _train_raws(dataset: Dataset, stream: str) -> list[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -17,10 +18,11 @@ from typing import Any, Final, Literal, cast
 from pydantic import Field
 
 from harness.config import Config, ConfigError, Node, is_file, near_files, validate
-from harness.contracts import Dataset, PluginConfig, Stream
+from harness.contracts import Dataset, Encoder, PluginConfig, Stream
+from harness.files import content_digest
 from harness.registry import DATASETS, ENCODERS, FUSIONS, Registry, unknown
 
-SPEC_VERSION: Final = 1
+SPEC_VERSION: Final = 2
 """raised when the meaning of a spec changes, so that no old result is taken for a new one"""
 
 Paths = Mapping[str, str]
@@ -37,8 +39,10 @@ class PluginSpec(Config):
 class EncoderSpec(PluginSpec):
     frozen: bool = False
     """not trained; its tokens are computed once and shared by all runs that need them"""
-    weights: str | None = None
-    """safetensors file with the encoder's state dict; None: random, or from `needs.weights`"""
+    init: str | None = None
+    """`random`, `pretrained:<file>` or `finetuned:<file>`: a state dict of the encoder or a
+    published checkpoint; of the latter a `finetuned` one must be complete, and its classifiers are
+    loaded too where they fit. `random` gives way to `needs.weights`. None: the encoder's default"""
 
 
 class PeakLr(Config):
@@ -55,8 +59,10 @@ class PeakLr(Config):
 class TrainSpec(Config):
     """How a run is trained. Defaults: paper sec. 4.1; what it leaves open is said per field."""
 
-    method: Literal["gradient", "logistic_regression"] = "gradient"
-    """`logistic_regression`: scikit-learn on the mean tokens; a reference row, not in the paper"""
+    method: Literal["gradient", "logistic_regression", "evaluate", "cost"] = "gradient"
+    """`logistic_regression`: scikit-learn on the mean tokens; a reference row, not in the paper.
+    `evaluate`: nothing is trained, a fine-tuned checkpoint is scored as it is. `cost`: only the
+    cost of the model is counted"""
     epochs: int = Field(default=100, gt=0)
     """epochs of `steps_per_epoch` steps; metrics and a checkpoint are written after each"""
     steps_per_epoch: int | None = Field(default=None, gt=0)
@@ -89,7 +95,7 @@ class TrainSpec(Config):
 class RunSpec(Config):
     """One run."""
 
-    version: Literal[1] = SPEC_VERSION
+    version: Literal[2] = SPEC_VERSION
     data: PluginSpec
     """dataset"""
     encoders: dict[str, EncoderSpec] = Field(min_length=1)
@@ -183,28 +189,44 @@ class Resolver:
                     filled[name], options.at([name]), f"{key}.options.{name}"
                 )
         update: dict[str, Any] = {"options": filled}
-        if isinstance(shell, EncoderSpec) and shell.weights is not None:
-            update["weights"] = self._input(shell.weights, node.at(["weights"]), f"{key}.weights")
+        if isinstance(shell, EncoderSpec):
+            update["init"] = self._init(shell, node.at(["init"]), f"{key}.init")
         return cast(PluginSpec, shell.model_copy(update=update))
 
-    def _input(self, value: str, node: Node, key: str) -> str:
+    def _init(self, encoder: EncoderSpec, node: Node, key: str) -> str:
+        """`random`, or `pretrained:` or `finetuned:` with the digest of what was named."""
+        cls = ENCODERS[encoder.name]
+        kind, colon, text = (encoder.init or cls.default_init).partition(":")
+        if kind == "random" and not colon:
+            return "random"
+        if kind not in ("pretrained", "finetuned") or not text:
+            raise ConfigError(
+                f"{node.where}: {key}: {encoder.init!r} is none of random, pretrained:<file>, "
+                f"finetuned:<file>"
+            )
+        return f"{kind}:{self._input(text, node, key, cls)}"
+
+    def _input(self, value: str, node: Node, key: str, encoder: type[Encoder] = Encoder) -> str:
+        """The digest of a file; of a folder, if the encoder says itself what it starts from."""
         try:
-            path = self.base_dir / Path(value).expanduser()
-        except RuntimeError as error:  # ~nobody
+            path = encoder.locate(value, self.base_dir)
+        except (RuntimeError, ConfigError) as error:  # ~nobody; a name that no hub knows
             raise ConfigError(f"{node.where}: {key}: {value}: {error}") from None
-        if not is_file(path):
+        folders = encoder.load is not Encoder.load
+        if not is_file(path) and not (folders and path.is_dir()):
             raise ConfigError(f"{node.where}: {key}: no such file: {path}{near_files(path)}")
-        digest = "sha256:" + file_digest(path)
+        digest = "sha256:" + content_digest(path)
         self.paths[digest] = str(path.resolve())
         return digest
 
     def _fingerprinted(self, spec: RunSpec, node: Node) -> RunSpec:
         data = node.at(["data"])
         try:
-            key = spec.data.model_dump_json()
+            key = f"{spec.data.model_dump_json()} {spec.train.method == 'cost'}"
             if key not in self._facts:
                 dataset = dataset_of(spec, self.paths)
-                size = len(dataset.split("train"))
+                counting = spec.train.method == "cost"
+                size = sys.maxsize if counting else len(dataset.split("train"))
                 self._facts[key] = (dataset.streams, dataset.fingerprint(), size)
             streams, digest, size = self._facts[key]
         except (ValueError, OSError) as error:
@@ -259,9 +281,15 @@ def path_of(digest: str, paths: Paths) -> str:
     path = paths.get(digest)
     if path is None:
         raise ValueError(f"no path is known for {digest}; plan the sweep again on this machine")
-    if not Path(path).is_file() or "sha256:" + file_digest(Path(path)) != digest:
+    if not Path(path).exists() or "sha256:" + content_digest(Path(path)) != digest:
         raise ValueError(f"{path} is gone or has changed since the run was planned ({digest})")
     return path
+
+
+def init_of(encoder: EncoderSpec, paths: Paths) -> tuple[str, Path | None]:
+    """(`random` | `pretrained` | `finetuned`, the file or folder on this machine)."""
+    kind, _, digest = (encoder.init or "random").partition(":")
+    return kind, Path(path_of(digest, paths)) if digest else None
 
 
 def dataset_of(spec: RunSpec, paths: Paths) -> Dataset:
@@ -275,15 +303,3 @@ def dataset_of(spec: RunSpec, paths: Paths) -> Dataset:
 def _dataset(name: str, options: str, paths: str) -> Dataset:
     plugin = PluginSpec(name=name, options=json.loads(options))
     return DATASETS[name](plugin_config(DATASETS, plugin, json.loads(paths)))
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, computed again only if its size or time of change differ."""
-    stat = path.stat()
-    return _file_digest(str(path), stat.st_mtime_ns, stat.st_size)
-
-
-@lru_cache(maxsize=4096)
-def _file_digest(path: str, _mtime_ns: int, _size: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

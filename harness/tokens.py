@@ -1,7 +1,8 @@
 """Tokens of frozen encoders, computed once per split and shared by every run that needs them.
 
     runs/tokens/<key>/features.bin   float32, all real tokens of all samples, (total, D)
-                      labels.npz     token offsets, ids, groups, subsets, targets
+                      labels.npz     token offsets, ids, groups, subsets, targets; the part of
+                                     each token, where an encoder deals them to heads
                       done.json      written last
 
 The key covers the dataset, the split, the encoder, its weights as they are, and all their code.
@@ -22,7 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from harness.contracts import Dataset, Tokens
+from harness.contracts import Dataset, PartedTokens, Tokens
 from harness.files import read_json, remove_partial, write_atomic, write_json
 from harness.provenance import token_code
 from harness.spec import RunSpec
@@ -40,8 +41,10 @@ class TokenFile:
     offsets: npt.NDArray[np.int64]
     """(samples + 1,) where each sample's tokens begin"""
     labels: Labels
+    parts: npt.NDArray[np.uint8] | None = None
+    """(total,) the head that a token is for, if they are dealt to heads"""
 
-    def batch(self, indices: npt.NDArray[np.int64]) -> Tokens:
+    def batch(self, indices: npt.NDArray[np.int64]) -> Tokens | PartedTokens:
         """Tokens (B, longest, D) of the samples at `indices`, zero where padded."""
         begins, ends = self.offsets[indices], self.offsets[indices + 1]
         lengths = ends - begins
@@ -49,8 +52,13 @@ class TokenFile:
         features = np.zeros((len(indices), longest, self.features.shape[1]), np.float32)
         for row, (begin, end) in enumerate(zip(begins, ends, strict=True)):
             features[row, : end - begin] = self.features[begin:end]
-        mask = np.arange(longest)[None, :] < lengths[:, None]
-        return Tokens(torch.from_numpy(features), torch.from_numpy(mask))
+        mask = torch.from_numpy(np.arange(longest)[None, :] < lengths[:, None])
+        if self.parts is None:
+            return Tokens(torch.from_numpy(features), mask)
+        part = np.zeros(mask.shape, np.uint8)
+        for row, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+            part[row, : end - begin] = self.parts[begin:end]
+        return PartedTokens(torch.from_numpy(features), mask, torch.from_numpy(part))
 
 
 def token_key(spec: RunSpec, stream: str, split: str, encoder: nn.Module) -> str:
@@ -96,6 +104,7 @@ def _compute(folder: Path, encoder: nn.Module, dataset: Dataset, stream: str, sp
     remove_partial(folder)
     lengths: list[int] = []
     samples = []
+    parts: list[npt.NDArray[np.uint8]] = []
     width = 0
 
     def write(out: Any) -> None:
@@ -111,14 +120,19 @@ def _compute(folder: Path, encoder: nn.Module, dataset: Dataset, stream: str, sp
             width = tokens.features.shape[-1]
             lengths.extend(tokens.mask.sum(dim=1).tolist())
             samples.append(labels_of(batch, dataset.targets))
+            if isinstance(tokens, PartedTokens):
+                parts.append(tokens.part[tokens.mask].to("cpu", torch.uint8).numpy())
             out.write(tokens.features[tokens.mask].float().cpu().numpy().tobytes())
 
     write_atomic(folder / "features.bin", write)
     labels = Labels.join(samples)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    arrays = {"offsets": offsets, **labels.arrays()}
+    if parts:
+        arrays["parts"] = np.concatenate(parts)
     write_atomic(
         folder / "labels.npz",
-        lambda out: np.savez(out, offsets=offsets, **labels.arrays()),  # type: ignore[arg-type]
+        lambda out: np.savez(out, **arrays),  # type: ignore[arg-type]
     )
     write_json(folder / "done.json", {"width": width, "samples": len(items), "split": split})
 
@@ -128,11 +142,11 @@ def encode(
     raws: list[Any],
     sides: list[Mapping[str, torch.Tensor]],
     device: torch.device,
-) -> Tokens:
+) -> Tokens | PartedTokens:
     """Tokens of a list of raw values."""
     inputs = to_device(encoder.collate(raws), device)  # type: ignore[operator]
     side = {name: torch.stack([s[name] for s in sides]).to(device) for name in sides[0]}
-    tokens: Tokens = encoder(inputs, **side)
+    tokens: Tokens | PartedTokens = encoder(inputs, **side)
     return tokens
 
 
@@ -140,8 +154,8 @@ def to_device(value: Any, device: torch.device) -> Any:
     """A tensor, or a tuple or mapping of them, moved."""
     if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=True)
-    if isinstance(value, Tokens):
-        return Tokens(*(to_device(v, device) for v in value))
+    if isinstance(value, Tokens | PartedTokens):
+        return type(value)(*(to_device(v, device) for v in value))
     if isinstance(value, tuple):
         return tuple(to_device(v, device) for v in value)
     if isinstance(value, Mapping):
@@ -153,7 +167,7 @@ def _open(folder: Path) -> TokenFile:
     done = read_json(folder / "done.json") or {}
     with np.load(folder / "labels.npz", allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
-    offsets = arrays.pop("offsets")
+    offsets, parts = arrays.pop("offsets"), arrays.pop("parts", None)
     shape = (int(offsets[-1]), int(done["width"]))
     size = (folder / "features.bin").stat().st_size
     if size != shape[0] * shape[1] * 4:
@@ -162,6 +176,6 @@ def _open(folder: Path) -> TokenFile:
             f"delete the folder to compute it again"
         )
     if shape[0] == 0:
-        return TokenFile(np.zeros(shape, np.float32), offsets, Labels.of_arrays(arrays))
+        return TokenFile(np.zeros(shape, np.float32), offsets, Labels.of_arrays(arrays), parts)
     features = np.memmap(folder / "features.bin", np.float32, "r", shape=shape)
-    return TokenFile(features, offsets, Labels.of_arrays(arrays))
+    return TokenFile(features, offsets, Labels.of_arrays(arrays), parts)

@@ -11,7 +11,6 @@ from harness.plan import ReportSpec
 from harness.registry import unknown
 from harness.store import Store
 from harness.track import key, tracked
-from reports.figures import write_figures
 from reports.footnotes import cost_footnotes, results_footnotes
 from reports.render import comma_separated, latex, markdown
 from reports.rows import Row, collect
@@ -51,14 +50,21 @@ def build(
         for name in views[id(record)]:
             if name not in wanted:
                 continue
-            if name == "table4":
-                notes = cost_footnotes(_preset(record), store, rows)
-                table = cost_table(where, rows, [*_own_notes(record, report), *notes])
+            if name == "table4" or not report.metrics:
+                own = name == record["report"]["table"]
+                notes = [
+                    *(report.notes if own else ()),
+                    *cost_footnotes(_preset(record), store, rows),
+                ]
+                title = report.title if own else "Table 4. Cost"
+                table = cost_table(title, where, rows, notes)
                 texts.append(_write(table, out, _cost_stem(record)))
             else:
                 notes = results_footnotes(report, _preset(record), store, rows)
                 table = results_table(report, where, store, rows, notes)
                 texts.append(_write(table, out, stem))
+                from reports.figures import write_figures  # matplotlib, which costs do not need
+
                 write_figures(report, rows, uri, out, stem)
     return "\n".join(texts)
 
@@ -107,17 +113,13 @@ def _cost_stem(record: Record) -> str:
     return f"table4{between}-{_preset(record)}"
 
 
-def _own_notes(record: Record, report: ReportSpec) -> list[str]:
-    """Notes of the sweep, where the cost table is its own."""
-    return report.notes if record["report"]["table"] == "table4" else []
-
-
 def _check_metrics(record: Record, report: ReportSpec, rows: Sequence[Row]) -> None:
     """A metric that no finished run has is a mistake in the sweep file."""
     known = sorted({name for row in rows for seed in row.done for name in seed.metrics or ()})
     if not known:
         return
-    names = [*report.metrics, *(f"{report.metrics[0]}[{subset}]" for subset in report.subsets)]
+    first = report.metrics[:1]
+    names = [*report.metrics, *(f"{m}[{subset}]" for m in first for subset in report.subsets)]
     wrong = [name for name in names if key(name) not in known]
     if wrong:
         where = f"sweep {record['name']}: report"

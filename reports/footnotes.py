@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from harness.costing import parts as parts_of
 from harness.plan import ReportSpec
 from harness.store import Store
 from reports.numbers import MINUS, heading, points, share, target_of
@@ -37,9 +39,31 @@ def results_footnotes(
 
 
 def cost_footnotes(preset: str, store: Store, rows: Sequence[Row]) -> list[str]:
-    """Under a table of costs."""
-    sizes = f"Ours are the sizes of preset {preset}."
-    return [f"{PAPER} {sizes}", *_origin(preset, store, rows)]
+    """Under a table of costs: the parts, the second count, and how both are made."""
+    done = [row for row in rows if row.done and not row.is_reference]
+    counts = [(row, (store.run(row.runs[0].run_id).result() or {})["cost"]) for row in done]
+    told = [(row.label, parts_of(counted)) for row, counted in counts]
+    parts = [f"{label}: {line}." for label, line in told if line]
+    return [
+        *([f"{PAPER} Ours are the sizes of preset {preset}."] if counts else []),
+        *_recounted(counts),
+        *parts,
+        *_origin(preset, store, rows),
+    ]
+
+
+def _recounted(counts: Sequence[tuple[Row, Mapping[str, Any]]]) -> Iterator[str]:
+    told = [
+        f"{row.label} {counted['gflops_recounted']:.5g} "
+        f"({100 * (counted['gflops_recounted'] / counted['gflops'] - 1):+.2f} %)"
+        for row, counted in counts
+        if counted.get("gflops_recounted") and counted["gflops"]
+    ]
+    if told:
+        yield (
+            f"A second count, by torch's own flop counter with attention as matrix products and "
+            f"without norms, GFLOPs: {'; '.join(told)}."
+        )
 
 
 def _origin(preset: str, store: Store, rows: Sequence[Row]) -> list[str]:

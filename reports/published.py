@@ -23,6 +23,8 @@ class PaperRow(Config):
     """in the order of the table's metrics"""
     ours: bool = False
     """whether the harness can run it"""
+    information: str = "none"
+    """what the model is told beside the clip when it is tested"""
     known_as: list[str] = []
     """names of the same model in other tables"""
     protocol: dict[str, str] = {}
@@ -55,6 +57,7 @@ class Published:
     scores: Mapping[str, float]
     """metric -> number as printed: % or GFLOPs or millions"""
     protocol: Mapping[str, str]
+    information: str
 
 
 @lru_cache(maxsize=1)
@@ -72,6 +75,7 @@ def paper_tables() -> dict[str, tuple[Published, ...]]:
                 row.ours,
                 dict(zip(table.metrics, row.scores, strict=True)),
                 {**table.protocol, **row.protocol},
+                row.information,
             )
             for row in table.rows
         )
@@ -92,11 +96,11 @@ def published(table: str, name: str | None) -> Published | None:
 
 def comparable(row: Row, paper: Published) -> str | None:
     """None if the row was run as the paper ran its own, else what differs."""
+    data = row.params.get("data.name", "")
+    if data != paper.protocol.get("data.name", "ek100"):
+        return f"other data: {data}"
     if not paper.protocol:
         return "the paper's protocol is not settled"
-    data = row.params.get("data.name", "")
-    if data != paper.protocol["data.name"]:
-        return f"other data: {data}"
     differ = [
         f"{name} is {row.params.get(name, 'not recorded')}, not {wanted}"
         for name, wanted in paper.protocol.items()

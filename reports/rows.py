@@ -19,6 +19,7 @@ from harness.track import Tracked, key
 from reports.statistics import Summary, summary
 
 WORST_FIRST = ("failed", "running", "interrupted", "new")
+QUESTIONS = {"ground_truth": "ground-truth question", "none": "none", "text": "text"}
 IN_WORDS = {"new": "not run"}
 
 
@@ -67,6 +68,32 @@ class Row:
     def streams(self) -> tuple[str, ...]:
         parts = [name.split(".") for name in self.params]
         return tuple(sorted({p[1] for p in parts if p[0] == "encoders" and p[2:] == ["name"]}))
+
+    @property
+    def title(self) -> str:
+        """Its label, with the tokens and the start of each encoder that hands on several kinds."""
+        told = [self._start(stream) for stream in self.streams if self._tokens(stream)]
+        return f"{self.label} [{'; '.join(told)}]" if told else self.label
+
+    def _tokens(self, stream: str) -> str | None:
+        return self.params.get(f"encoders.{stream}.options.tokens")
+
+    def _start(self, stream: str) -> str:
+        """`patch tokens, random`; where only cost is counted `patch tokens`."""
+        if self.params.get("train.method") == "cost":
+            return f"{self._tokens(stream)} tokens"
+        kind = self.params.get(f"encoders.{stream}.init", "random").partition(":")[0]
+        if kind not in ("pretrained", "finetuned"):
+            kind = "from a run" if "needs.weights" in self.params else "random"
+        return f"{self._tokens(stream)} tokens, {kind}"
+
+    @property
+    def information(self) -> str:
+        """What the model is told beside the clip when it is tested."""
+        if "text" not in self.streams:
+            return "none"
+        source = self.params.get("data.options.questions", "text")
+        return QUESTIONS.get(source, f"{source} question")
 
     @property
     def is_reference(self) -> bool:
@@ -143,7 +170,7 @@ def _row(
     first = next((seed for seed in seeds if seed.state == "done"), None)
     samples: Counter[str] = Counter()
     grouped = False
-    if first is not None:
+    if first is not None and first.metrics:  # a run that counts cost has no predictions
         said = predictions(store, first)
         samples.update(Counter(said.subsets.tolist()))
         samples[""] = len(said.subsets)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 MIN_SEEDS = 3
 """fewer seeds than this decide nothing"""
@@ -39,6 +38,8 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
     found = summary(values)
     if found is None or found.std is None:
         return None
+    from scipy import stats  # takes half a second to import
+
     reach = float(stats.t.ppf(0.5 + level / 2, found.n - 1)) * found.std / math.sqrt(found.n)
     return found.mean - reach, found.mean + reach
 
@@ -54,6 +55,8 @@ def significantly_better(first: Mapping[int, float], second: Mapping[int, float]
     if found is None or found.n < MIN_SEEDS or found.std is None or found.std < NO_SPREAD:
         return False
     t = found.mean / (found.std / math.sqrt(found.n))
+    from scipy import stats
+
     return t > 0 and 2 * float(stats.t.sf(t, found.n - 1)) < ALPHA
 
 

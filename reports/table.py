@@ -52,6 +52,8 @@ def results_table(
     """Scores, ceilings, cost and the paper's numbers."""
     scores = [_metric_column(metric, store, rows) for metric in report.metrics]
     columns = [_label_column(), _seeds_column(), *scores]
+    if len({row.information for row in rows if row.done}) > 2:
+        columns.insert(1, _information_column())
     if any(row.ceiling(metric) is not None for row in rows for metric in report.metrics):
         columns.append(_ceiling_column(report))
     if len(report.subsets) == 2:
@@ -63,16 +65,19 @@ def results_table(
     return _table(report.title, subtitle, columns, rows, report.table, footnotes)
 
 
-def cost_table(subtitle: str, rows: Sequence[Row], footnotes: Sequence[str]) -> Table:
-    """The paper's Table 4: GFLOPs and parameters."""
+def cost_table(title: str, subtitle: str, rows: Sequence[Row], footnotes: Sequence[str]) -> Table:
+    """The paper's Table 4: GFLOPs and parameters, and what a GPU took where there was one."""
     columns: list[Column] = [_label_column()]
-    for title, name in (("GFLOPs", "gflops"), ("Params (M)", "params_m")):
-        columns.append(_cost_column(title, name, with_state=name == "gflops"))
-        columns.append(_paper_cost_column(f"Paper {title}", name))
+    for column, name in (("GFLOPs", "gflops"), ("Params (M)", "params_m")):
+        columns.append(_cost_column(column, name, with_state=name == "gflops"))
+        columns.append(_paper_cost_column(f"Paper {column}", name))
     columns.append(_cost_column("Trained (M)", "params_trained_m"))
+    for on_gpu, name in (("Latency (ms)", "latency_ms"), ("GPU memory (GB)", "memory_gb")):
+        if any(row_cost(row, name) is not None for row in rows):
+            columns.append(_cost_column(on_gpu, name))
     columns.append(_difference_column("table4", ["gflops", "params_m"], _cost_difference))
     compared = [row for row in rows if not row.is_reference]
-    return _table("Table 4. Cost", subtitle, columns, compared, "table4", footnotes)
+    return _table(title, subtitle, columns, compared, "table4", footnotes)
 
 
 def _table(
@@ -99,7 +104,7 @@ def _blank(paper: Published) -> Cell:
 
 def _label_column() -> Column:
     def ours(row: Row) -> Cell:
-        text = row.label + (" (reference)" if row.is_reference else "")
+        text = row.title + (" (reference)" if row.is_reference else "")
         raw = {"row": row.name, "label": row.label, "paper": row.paper}
         return Cell(f"{text} {STALE}" if row.stale else text, raw)
 
@@ -121,6 +126,16 @@ def _seeds_column() -> Column:
         return Cell(text, {"state": text})
 
     return "Seeds", ours, theirs
+
+
+def _information_column() -> Column:
+    def ours(row: Row) -> Cell:
+        return Cell(row.information, {"information": row.information})
+
+    def theirs(paper: Published) -> Cell:
+        return Cell(paper.information, {"information": paper.information})
+
+    return "Test-time information", ours, theirs
 
 
 def _metric_column(metric: str, store: Store, rows: Sequence[Row]) -> Column:
@@ -166,7 +181,9 @@ def _ceiling_column(report: ReportSpec) -> Column:
 
 
 def _targets(metrics: Sequence[str]) -> str:
-    return " / ".join(target_of(metric) for metric in metrics)
+    names = [target_of(metric) for metric in metrics]
+    told = zip(names, metrics, strict=True)
+    return " / ".join(n if names.count(n) == 1 else heading(m).lower() for n, m in told)
 
 
 def subset_metrics(report: ReportSpec) -> list[str]:

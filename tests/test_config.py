@@ -144,11 +144,14 @@ def test_a_good_file_is_planned(tmp_path):
         (GOOD + "runs: {a: {train.epochs: !!int abc}}\n", ["s.yaml:8: 'abc' is no value"]),
         (GOOD + "runs: {a: {train.epochs: 0x_}}\n", ["s.yaml:8: "]),
         (GOOD + 'runs: {"a": {label: "\\ud800"}}\n', ["s.yaml:8: half a character"]),
-        (GOOD + f"runs: {{a: {{encoders.text.weights: {'w' * 300}}}}}\n", ["no such file"]),
-        (GOOD + "runs: {a: {encoders.text.weights: ~nobody0/x}}\n", ["s.yaml:8: encoders.text"]),
+        (GOOD + f"runs: {{a: {{encoders.text.init: pretrained:{'w' * 300}}}}}\n", ["no such file"]),
         (
-            GOOD + "runs: {a: {encoders.text.weights: w.safetensors}}\n",
-            ["s.yaml:8: encoders.text.weights: no such file"],
+            GOOD + "runs: {a: {encoders.text.init: pretrained:~nobody0/x}}\n",
+            ["s.yaml:8: encoders.text"],
+        ),
+        (
+            GOOD + "runs: {a: {encoders.text.init: pretrained:w.safetensors}}\n",
+            ["s.yaml:8: encoders.text.init: no such file"],
         ),
     ],
 )

@@ -65,9 +65,9 @@ def test_the_sweep_file_of_the_guide_is_planned(tmp_path):
 
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda path: path.name)
 def test_every_sweep_of_the_project_is_planned_under_each_preset(file):
-    presets = parse_yaml(file.read_text(), file.name).value["presets"].value
-    for preset in presets:
-        if preset != "ek100":  # its dataset and encoders are not here yet
+    presets = parse_yaml(file.read_text(), file.name).get("presets")
+    for preset in presets.value if presets else [None]:
+        if preset != "ek100":  # its dataset is not here yet
             assert plan(file, preset).runs
 
 

@@ -4,6 +4,7 @@ import copy
 import importlib
 
 import pytest
+import tiny_roberta
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -16,7 +17,10 @@ STREAMS = {
     "text": Stream("text", (48,)),
     "sensor": Stream("sensor", (100, 3)),
 }
-SMALL: dict[str, tuple[dict, Stream]] = {}
+SMALL = {
+    name: ({"size": "demo"}, STREAMS["video"])
+    for name in ("orvit", "motionformer", "clip_vit", "timesformer")
+}
 """encoder -> options and stream, where the defaults are too large to test with"""
 CASES = [
     (name, kind) for name in ENCODERS.names() for kind in ENCODERS[name].kinds if kind in STREAMS
@@ -24,13 +28,33 @@ CASES = [
 WORDS = ("what", "are", "gently", "to", "<mask>", "left", "rather", "than", "right", "?", "</s>")
 
 
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory):
+    """Encoder -> the folder that it needs to be of any use."""
+    folder = tmp_path_factory.mktemp("roberta")
+    return {"roberta": tiny_roberta.write(folder, [" ".join(WORDS)], positions=514)}
+
+
 @pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
-def case(request):
-    """(encoder class, config, stream)"""
+def case(request, sources):
+    """(encoder class, config, stream, what it starts from)"""
     name, kind = request.param
+    return chosen(name, kind, sources)
+
+
+def chosen(name, kind, sources):
     options, stream = SMALL.get(name, ({}, STREAMS[kind]))
     cls = ENCODERS[name]
-    return cls, cls.Config.model_validate(options), stream
+    return cls, cls.Config.model_validate(options), stream, sources.get(name)
+
+
+def made(case):
+    """A new encoder, with its weights where it starts from a folder."""
+    cls, config, stream, source = case
+    encoder = cls.build(config, stream, source)
+    if source is not None:
+        assert encoder.load(source)
+    return encoder
 
 
 @pytest.fixture
@@ -42,9 +66,8 @@ def raws(case):
 @pytest.fixture
 def encoder(case, raws):
     """Fitted to `raws`."""
-    cls, config, stream = case
     torch.manual_seed(0)
-    encoder = cls(config, stream)
+    encoder = made(case)
     encoder.fit(raws)
     return encoder.eval()
 
@@ -98,7 +121,9 @@ def test_different_samples_have_different_tokens(encoder, raws):
 
 
 def test_every_trainable_parameter_gets_a_gradient(encoder, raws):
-    features, mask = encoder.train()(encoder.collate(raws))
+    _, side = encoder.example()
+    side = {name: value.expand(len(raws), *value.shape[1:]) for name, value in side.items()}
+    features, mask = encoder.train()(encoder.collate(raws), **side)
     weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(2))
     trainable = {name: p for name, p in encoder.named_parameters() if p.requires_grad}
     if trainable:
@@ -109,8 +134,7 @@ def test_every_trainable_parameter_gets_a_gradient(encoder, raws):
 
 def test_saved_weights_make_a_fresh_encoder_agree(case, encoder, raws, tmp_path):
     save_file(encoder.state_dict(), tmp_path / "encoder.safetensors")
-    cls, config, stream = case
-    fresh = cls(config, stream).eval()
+    fresh = made(case).eval()
     fresh.load_state_dict(load_file(tmp_path / "encoder.safetensors"), strict=True)
     for one, other in zip(run(encoder, raws), run(fresh, raws), strict=True):
         assert torch.equal(one, other)
@@ -124,9 +148,9 @@ def test_fitting_again_changes_nothing(encoder, raws):
 
 
 def test_an_encoder_runs_on_the_meta_device(case, encoder, raws):
-    cls, config, stream = case
+    cls, config, stream, source = case
     with torch.device("meta"):
-        unreal = cls(config, stream).eval()
+        unreal = cls.build(config, stream, source).eval()
     inputs = unreal.collate(raws)
     inputs = (
         inputs.to("meta")
@@ -139,6 +163,13 @@ def test_an_encoder_runs_on_the_meta_device(case, encoder, raws):
     assert mask.shape == features.shape[:2]
 
 
+def test_the_shape_an_encoder_promises_is_that_of_its_example(encoder):
+    inputs, side = encoder.example()
+    with torch.no_grad():
+        features = encoder(inputs, **side).features
+    assert encoder.tokens_shape() in (None, features.shape)
+
+
 def test_no_encoder_normalises_over_the_batch(encoder):
     assert not [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
@@ -148,9 +179,8 @@ def test_every_encoder_names_its_source(case):
 
 
 @pytest.mark.parametrize("name", [name for name, kind in CASES if kind == "text"])
-def test_texts_without_words_have_no_tokens_and_no_nan(name):
-    options, stream = SMALL.get(name, ({}, STREAMS["text"]))
-    encoder = ENCODERS[name](ENCODERS[name].Config.model_validate(options), stream).eval()
+def test_texts_without_words_have_no_tokens_and_no_nan(name, sources):
+    encoder = made(chosen(name, "text", sources)).eval()
     encoder.fit(["left right", ""])
     for texts in (["", ""], ["left", ""]):
         features, mask = run(encoder, texts)
@@ -161,9 +191,8 @@ def test_texts_without_words_have_no_tokens_and_no_nan(name):
 
 
 @pytest.mark.parametrize("name", [name for name, kind in CASES if kind == "text"])
-def test_a_text_without_words_gives_finite_gradients(name):
-    options, stream = SMALL.get(name, ({}, STREAMS["text"]))
-    encoder = ENCODERS[name](ENCODERS[name].Config.model_validate(options), stream)
+def test_a_text_without_words_gives_finite_gradients(name, sources):
+    encoder = made(chosen(name, "text", sources))
     encoder.fit(["left right", ""])
     encoder(encoder.collate(["left", ""])).features.sum().backward()
     grads = [p.grad for p in encoder.parameters() if p.grad is not None]

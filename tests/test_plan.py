@@ -3,10 +3,13 @@
 import json
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from harness.config import ConfigError
+from harness.contracts import Stream
 from harness.plan import plan
+from harness.registry import ENCODERS
 from harness.spec import PluginSpec, RunSpec
 
 TEXT_ROW = "runs: {a: {label: Row A, paper: MLP}}\n"
@@ -21,7 +24,7 @@ def test_the_run_id_of_a_given_spec_never_changes():
         width=4,
         fingerprint="00",
     )
-    assert spec.run_id == "ba0dbd3ebc8e"
+    assert spec.run_id == "1b4962ea1cd7"
 
 
 def test_a_row_has_its_label_and_defaults_are_written_into_its_spec(sweep_file):
@@ -159,18 +162,26 @@ def test_settings_win_over_everything(sweep_file):
 
 
 def test_an_input_file_enters_by_its_content_and_not_by_its_path(sweep_file, tmp_path):
-    import torch
+    encoder = ENCODERS["word_transformer"]
+    made = encoder(encoder.Config(width=16), Stream("text", (48,)))
 
     def planned(name: str, value: float) -> RunSpec:
-        save_file({"x": torch.tensor([value])}, tmp_path / name)
-        text = f"runs: {{a: {{encoders.text.weights: {name}}}}}\n"
+        save_file({**made.state_dict(), "norm.bias": torch.full((16,), value)}, tmp_path / name)
+        text = f"runs: {{a: {{encoders.text.init: pretrained:{name}}}}}\n"
         return plan(sweep_file(text, f"{name}.yaml")).runs[0].spec
 
     first = planned("w1.safetensors", 1.0)
-    assert first.encoders["text"].weights.startswith("sha256:")
+    assert first.encoders["text"].init.startswith("pretrained:sha256:")
     assert str(tmp_path) not in json.dumps(first.model_dump(mode="json"))
     assert planned("w2.safetensors", 1.0).run_id == first.run_id
     assert planned("w1.safetensors", 2.0).run_id != first.run_id
+
+
+def test_a_file_of_weights_that_does_not_fit_is_found_before_any_run(sweep_file, tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "w.safetensors")
+    text = "runs: {a: {encoders.text.init: pretrained:w.safetensors}}\n"
+    with pytest.raises(ConfigError, match=r"w\.safetensors: holds nothing of WordTransformer"):
+        plan(sweep_file(text))
 
 
 def test_plugins_that_do_not_fit_each_other_are_found_before_any_run(sweep_file):
