@@ -32,6 +32,7 @@ from backbones.lavila import (
     GREEN_BLUE_MEAN,
     PIXEL_STD,
     RED_MEAN,
+    UNUSED,
     Size,
     check_clips,
     check_image,
@@ -74,6 +75,7 @@ class ClipVit(VideoEncoder):
 
     pixel_std = PIXEL_STD
     may_start_fresh = r"network\.visual\.temporal_embedding"
+    may_be_left_out = UNUSED
 
     class Config(VideoConfig):
         size: Literal["base_16", "large_14", "large_14_336", "demo", "demo_large"] = "base_16"

@@ -29,6 +29,8 @@ from harness.contracts import Stream
 RED_MEAN = {"avion": 108.3272985, "clip": 122.7709383}
 GREEN_BLUE_MEAN = (116.7460125, 104.09373615)
 PIXEL_STD = (68.5005327, 66.6321579, 70.32316305)
+UNUSED = r"textual\..*|logit_scale|(visual\.)?image_projection"
+"""names in pre-training files of what belongs to the text"""
 TARGETS = ("verb", "noun", "action")
 """what the classifiers `fc_cls.0`, `fc_cls.1`, `fc_cls.2` of a file tell apart"""
 

@@ -41,6 +41,7 @@ from backbones.lavila import (
     PIXEL_STD,
     RED_MEAN,
     TARGETS,
+    UNUSED,
     Size,
     check_clips,
     check_image,
@@ -80,6 +81,7 @@ class TimeSformer(VideoEncoder):
     """TimeSformer, whose blocks attend over time and then over space."""
 
     pixel_std = PIXEL_STD
+    may_be_left_out = UNUSED
 
     class Config(VideoConfig):
         size: Literal["base", "large", "large_336", "demo", "demo_large"] = "base"

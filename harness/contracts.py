@@ -146,6 +146,8 @@ class Encoder(nn.Module):
     """what it starts from where a sweep does not say"""
     may_start_fresh: ClassVar[str] = ""
     """regular expression of the tensors that a `pretrained:` checkpoint may lack"""
+    may_be_left_out: ClassVar[str] = ""
+    """regular expression of what a checkpoint may hold and the encoder has no use for"""
     width: int
     """D of the tokens it returns"""
     chooses_by: ClassVar[tuple[str, ...]] = ()

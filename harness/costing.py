@@ -20,21 +20,22 @@ def costs_of(file: Path, preset: str | None, settings: list[str]) -> str:
     from harness.cost import cost  # imports fvcore, which the reports do not need
 
     load_plugins()
-    found = {
-        label: cost(spec, dataset_of(spec, paths), paths)
-        for label, spec, paths in _models(file, preset, settings)
-    }
-    width = max(map(len, found))
+    found: list[tuple[str, Mapping[str, Any]]] = []
+    for label, spec, paths in _models(file, preset, settings):
+        try:
+            found.append((label, cost(spec, dataset_of(spec, paths), paths)))
+        except ValueError as error:
+            raise ConfigError(f"{file}: {label}: {error}") from error
+    width = max(len(label) for label, _ in found)
     lines = [f"{'':{width}}  {'GFLOPs':>10} {'recounted':>10} {'M params':>9} {'trained':>9}"]
-    for label, counted in found.items():
+    for label, counted in found:
         lines.append(
             f"{label:{width}}  {counted['gflops']:10.4g} {counted['gflops_recounted']:10.4g} "
             f"{counted['params_m']:9.4g} {counted['params_trained_m']:9.4g}"
         )
     lines.append("")
-    lines += [f"{label}: {parts(counted)}" for label, counted in found.items()]
-    lines += ["", next(iter(found.values()))["convention"]]
-    return "\n".join(lines)
+    lines += [f"{label}: {parts(counted)}" for label, counted in found]
+    return "\n".join([*lines, "", found[0][1]["convention"]])
 
 
 def _models(
@@ -47,12 +48,18 @@ def _models(
         if preset or settings:
             raise ConfigError(f"{file}: --preset and --set change a sweep file, not a stored run")
         stored = Store(file.resolve().parent.parent).run(file.resolve().parent.name).spec()
-        yield file.resolve().parent.name, RunSpec(**stored["spec"]), stored["paths"]
+        try:
+            spec = RunSpec(**stored["spec"])
+        except ValueError:
+            raise ConfigError(f"{file}: was written by another version of the harness") from None
+        yield file.resolve().parent.name, spec, stored["paths"]
         return
     planned = plan(file, preset, settings)
     rows = {run.row: run for run in reversed(planned.runs) if run.in_table}
+    labels = [run.label for run in rows.values()]
     for run in reversed(rows.values()):
-        yield run.label, run.spec, planned.paths
+        alone = labels.count(run.label) == 1
+        yield run.label if alone else f"{run.label} ({run.row})", run.spec, planned.paths
 
 
 def parts(counted: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from harness.contracts import Dataset
 from harness.model import Model
 from harness.spec import RunSpec
-from harness.splits import Ints, Labels, fetch, labels_of
+from harness.splits import Ints, Labels, fetch, labels_of, side_of
 from harness.tokens import TokenFile, frozen_tokens, to_device, token_key
 
 
@@ -64,10 +64,7 @@ class Feed:
             for stream in self.live:
                 encoder = self.model.encoders[stream]
                 inputs[stream] = encoder.collate([s.streams[stream] for s in samples])  # type: ignore[operator]
-                names = samples[0].side.get(stream, {})
-                side[stream] = {
-                    name: torch.stack([s.side[stream][name] for s in samples]) for name in names
-                }
+                side[stream] = side_of(samples, stream)
         else:
             labels = next(iter(self.frozen.values())).labels.at(indices)
         targets = {name: torch.from_numpy(value) for name, value in labels.targets.items()}

@@ -55,19 +55,25 @@ def read_json(file: Path) -> Any | None:
         raise ConfigError(f"{file}: damaged ({error}); delete it, and it is made anew") from None
 
 
-def content_digest(path: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of a folder's files, hidden ones left out.
+OTHER_FORMATS = {".h5", ".md", ".msgpack", ".onnx", ".ot"}
+"""what lies beside a model's weights and is not read"""
 
-    A file is read again only if its size or time of change differ.
+
+def content_digest(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of the files that make a folder a model.
+
+    Hidden files, documents and the same weights in other formats are left out. A file is read again
+    only if its size or time of change differ.
     """
     if not path.is_dir():
         return file_digest(path)
-    inside = sorted(file for file in path.rglob("*") if file.is_file())
-    named = [(file.relative_to(path), file) for file in inside]
+    inside = [file.relative_to(path) for file in path.rglob("*") if file.is_file()]
+    twice = {".bin"} if any(name.suffix == ".safetensors" for name in inside) else set()
     lines = [
-        f"{file_digest(file)} {name.as_posix()}"
-        for name, file in named
-        if not any(part.startswith(".") for part in name.parts)
+        f"{file_digest(path / name)} {name.as_posix()}"
+        for name in sorted(inside)
+        if name.suffix not in OTHER_FORMATS | twice
+        and not any(part.startswith(".") for part in name.parts)
     ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

@@ -17,7 +17,7 @@ from harness.config import ConfigError
 from harness.contracts import Dataset, Encoder, PartedTokens, Stream, Tokens
 from harness.registry import ENCODERS, FUSIONS
 from harness.spec import EncoderSpec, Paths, RunSpec, dataset_of, init_of, plugin_config
-from harness.weights import load_into
+from harness.weights import Fit, load_into
 
 
 class Model(nn.Module):
@@ -31,14 +31,14 @@ class Model(nn.Module):
         spec: RunSpec,
         dataset: Dataset,
         paths: Paths,
-        make_encoder: Callable[[EncoderSpec, Stream, Paths], Encoder] | None = None,
+        make_encoder: Callable[[str, EncoderSpec, Stream, Paths], Encoder] | None = None,
     ) -> None:
         super().__init__()
         make_encoder = make_encoder or build_encoder
         self.frozen = [name for name, encoder in spec.encoders.items() if encoder.frozen]
         self.encoders = nn.ModuleDict()
         for stream, encoder in sorted(spec.encoders.items()):
-            self.encoders[stream] = make_encoder(encoder, dataset.streams[stream], paths)
+            self.encoders[stream] = make_encoder(stream, encoder, dataset.streams[stream], paths)
         for stream, module in self.encoders.items():
             if module.parts not in (0, len(dataset.targets)):
                 raise ValueError(
@@ -91,9 +91,16 @@ class Model(nn.Module):
         return logits
 
     def load_heads(self, heads: Mapping[str, Tensor]) -> list[str]:
-        """Take published classifiers (`heads.verb.weight`, ...) whose shapes agree; their names."""
+        """Take a checkpoint's classifiers (`heads.verb.weight`, `pre_logits.0.bias`); their names.
+
+        Those for targets that the run does not have are left out. If any of the others is not here
+        or has another shape none is taken, for they were trained together.
+        """
         own = self.state_dict()
-        fit = {n: v for n, v in heads.items() if n in own and own[n].shape == v.shape}
+        others = {name for name in heads if name.startswith("heads.")} - own.keys()
+        fit = {name: value for name, value in heads.items() if name not in others}
+        if any(name not in own or own[name].shape != value.shape for name, value in fit.items()):
+            return []
         if not any(own[name].is_meta for name in fit):
             self.load_state_dict(fit, strict=False)
         return sorted(fit)
@@ -111,8 +118,8 @@ class Model(nn.Module):
         }
 
 
-def build_encoder(spec: EncoderSpec, stream: Stream, paths: Paths) -> Encoder:
-    """An encoder without its starting weights."""
+def build_encoder(name: str, spec: EncoderSpec, stream: Stream, paths: Paths) -> Encoder:
+    """The encoder of the stream called `name`, without its starting weights."""
     config = plugin_config(ENCODERS, spec, paths)
     _, source = init_of(spec, paths)
     encoder = ENCODERS[spec.name].build(config, stream, source)
@@ -122,34 +129,59 @@ def build_encoder(spec: EncoderSpec, stream: Stream, paths: Paths) -> Encoder:
 def load_weights(
     model: Model, spec: RunSpec, paths: Paths, needed: Path | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Give the encoders their starting weights: those of `init`, or of the run in `needs.weights`.
+    """Give the encoders their starting weights: of the run in `needs.weights`, else of `init`.
 
-    `needed` is that run's weights file. By stream, what came from where, how many tensors were
-    loaded, and which were missing, unexpected or resized. Raises ValueError or ConfigError where a
-    file does not fit.
+    `needed` is that run's weights file; it lacks the encoders that were frozen in that run. By
+    stream, what came from where, how many tensors were loaded, and which were missing, unexpected
+    or resized. Raises ValueError or ConfigError where a file does not fit.
     """
     told: dict[str, dict[str, Any]] = {}
+    saved = read_checkpoint(needed).tensors if needed else {}
     for stream, encoder in spec.encoders.items():
         kind, source = init_of(encoder, paths)
-        if source is None and needed is None:
-            continue
         module = cast(Encoder, model.encoders[stream])
-        if source is not None and type(module).load is not Encoder.load:
-            if not next(module.parameters()).is_meta:
-                module.load(source)
-            told[stream] = {"from": kind}
-            continue
-        file = source or cast(Path, needed)
-        prefix = f"encoders.{stream}."
-        state = read_checkpoint(file).tensors
-        if any(name.startswith(prefix) for name in state):
-            state = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
-        found = load_into(module, state, str(file), may_miss=kind == "pretrained")
-        told[stream] = {"from": kind if source else "run", **asdict(found)}
-        told[stream]["loaded"] = len(found.loaded)
-        if kind == "finetuned" and model.fusion.transparent:
-            told[stream]["heads"] = model.load_heads(module.convert(state).heads)
+        own, _ = _split(saved, stream)
+        if own:
+            told[stream] = {"from": "run", **_report(load_into(module, own, str(needed), "run"))}
+        elif source is not None:
+            told[stream] = {"from": kind, **_start(model, stream, module, kind, source)}
+        elif needed is not None:
+            raise ValueError(f"{needed}: holds no weights of an encoder of {stream}")
     return told
+
+
+def _start(model: Model, stream: str, module: Encoder, kind: str, source: Path) -> dict[str, Any]:
+    """Load what `init` names; what `load_weights` tells of it."""
+    meta = any(value.is_meta for value in module.state_dict().values())
+    loads_itself = type(module).load is not Encoder.load
+    if loads_itself and (meta or module.load(source)):
+        return {}
+    state = _outline(str(source), source.stat().st_mtime_ns) if meta else None
+    own, heads = _split(state or read_checkpoint(source).tensors, stream)
+    found = _report(load_into(module, own, str(source), kind))
+    shape = module.tokens_shape()
+    if kind == "finetuned" and model.fusion.transparent and (shape is None or shape[1] == 1):
+        found["heads"] = model.load_heads(heads or module.convert(own).heads)
+    return found
+
+
+@lru_cache(maxsize=16)
+def _outline(path: str, _mtime_ns: int) -> dict[str, Tensor]:
+    """Names and shapes in a checkpoint, which planning asks for again and again."""
+    return {name: value.to("meta") for name, value in read_checkpoint(Path(path)).tensors.items()}
+
+
+def _split(state: Mapping[str, Tensor], stream: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Encoder and heads in a file that a run saved; any other file is an encoder's as a whole."""
+    if not any(name.startswith("encoders.") for name in state):
+        return dict(state), {}
+    prefix = f"encoders.{stream}."
+    own = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
+    return own, {n: v for n, v in state.items() if n.startswith(("heads.", "pre_logits."))}
+
+
+def _report(found: Fit) -> dict[str, Any]:
+    return asdict(found) | {"loaded": len(found.loaded)}
 
 
 def check_complete(model: Model, loaded: Mapping[str, Mapping[str, Any]]) -> None:
@@ -163,7 +195,8 @@ def check_complete(model: Model, loaded: Mapping[str, Mapping[str, Any]]) -> Non
         raise ValueError(
             f"method evaluate trains nothing, but {', '.join(sorted(random - heads)[:4])} come "
             f"from no checkpoint; take `init: finetuned:<file>` with classifiers for these "
-            f"targets, fusion `single` with `project: false`, and `tokens: cls`"
+            f"targets, `tokens: cls`, fusion `single` with `project: false`, and `head: "
+            f"pre_logits` where the file has one (orvit), else `linear`"
         )
 
 
@@ -202,14 +235,14 @@ def _meta_model(shape: str, paths: str) -> Model:
         return Model(spec, dataset, json.loads(paths), _meta_encoder).eval()
 
 
-def _meta_encoder(spec: EncoderSpec, stream: Stream, paths: Paths) -> Encoder:
+def _meta_encoder(name: str, spec: EncoderSpec, stream: Stream, paths: Paths) -> Encoder:
     written = json.dumps(spec.model_dump(mode="json"), sort_keys=True)
-    return _once(written, stream, json.dumps(dict(paths), sort_keys=True))
+    return _once(name, written, stream, json.dumps(dict(paths), sort_keys=True))
 
 
 @lru_cache(maxsize=32)
-def _once(spec: str, stream: Stream, paths: str) -> Encoder:
-    return build_encoder(EncoderSpec(**json.loads(spec)), stream, json.loads(paths))
+def _once(name: str, spec: str, stream: Stream, paths: str) -> Encoder:
+    return build_encoder(name, EncoderSpec(**json.loads(spec)), stream, json.loads(paths))
 
 
 @lru_cache(maxsize=4096)

@@ -136,6 +136,8 @@ def _metric_problems(
     trained = any(run.spec.train.method != "cost" for run in runs if run.in_table)
     if trained and not report.metrics:
         return [f"{where}: report.metrics: is missing; name at least one of {', '.join(known)}"]
+    if runs and not trained and report.metrics:
+        return [f"{where}: report.metrics: no row is trained or evaluated; leave it out"]
     wrong = [name for name in report.metrics if name not in known]
     return [f"{where}: report.metrics: {unknown(name, known, 'metric')}" for name in wrong]
 

@@ -110,10 +110,8 @@ def _learn(
     """Train and evaluate; writes weights and predictions, returns the rest of the result."""
     model, loaded = _build(spec, dataset, paths, needed)
     model.to(device)
-    feeds = {
-        split: Feed(spec, dataset, split, model, device, store.tokens)
-        for split in ("train", "select", "test")
-    }
+    splits = ("select", "test") if spec.train.method == "evaluate" else ("train", "select", "test")
+    feeds = {split: Feed(spec, dataset, split, model, device, store.tokens) for split in splits}
     counted = cost(spec, dataset, paths)
     torch.manual_seed(spec.seed)  # the store of tokens may or may not have drawn numbers
     predictions: Mapping[str, Predictions]

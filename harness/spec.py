@@ -222,11 +222,12 @@ class Resolver:
     def _fingerprinted(self, spec: RunSpec, node: Node) -> RunSpec:
         data = node.at(["data"])
         try:
-            key = f"{spec.data.model_dump_json()} {spec.train.method == 'cost'}"
+            untrained = spec.train.method in ("cost", "evaluate")
+            key = f"{spec.data.model_dump_json()} {untrained}"
             if key not in self._facts:
                 dataset = dataset_of(spec, self.paths)
-                counting = spec.train.method == "cost"
-                size = sys.maxsize if counting else len(dataset.split("train"))
+                known = spec.train.method == "cost" or len(dataset.split("train"))
+                size = sys.maxsize if untrained else known
                 self._facts[key] = (dataset.streams, dataset.fingerprint(), size)
             streams, digest, size = self._facts[key]
         except (ValueError, OSError) as error:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from harness.contracts import Sample, Split
 
@@ -56,6 +58,18 @@ def fetch(items: Split, indices: Iterable[int]) -> list[Sample]:
     wanted = [int(index) for index in indices]
     many = getattr(items, "__getitems__", None)
     return list(many(wanted)) if many else [items[index] for index in wanted]
+
+
+def side_of(samples: Sequence[Sample], stream: str) -> dict[str, Tensor]:
+    """Further inputs of a stream's encoder, stacked; ValueError if some samples lack one."""
+    sides = [sample.side.get(stream, {}) for sample in samples]
+    for sample, side in zip(samples, sides, strict=True):
+        if side.keys() != sides[0].keys():
+            raise ValueError(
+                f"sample {sample.id}: {stream} comes with {sorted(side) or 'nothing'}, "
+                f"{samples[0].id} with {sorted(sides[0]) or 'nothing'}"
+            )
+    return {name: torch.stack([side[name] for side in sides]) for name in sides[0]}
 
 
 def labels_of(samples: Sequence[Sample], targets: Mapping[str, int]) -> Labels:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from harness.contracts import Dataset, PartedTokens, Tokens
+from harness.contracts import Dataset, PartedTokens, Sample, Tokens
 from harness.files import read_json, remove_partial, write_atomic, write_json
 from harness.provenance import token_code
 from harness.spec import RunSpec
-from harness.splits import Labels, fetch, labels_of
+from harness.splits import Labels, fetch, labels_of, side_of
 
 BATCH = 256
 
@@ -111,12 +111,7 @@ def _compute(folder: Path, encoder: nn.Module, dataset: Dataset, stream: str, sp
         nonlocal width
         for start in range(0, len(items), BATCH):
             batch = fetch(items, range(start, min(start + BATCH, len(items))))
-            tokens = encode(
-                encoder,
-                [sample.streams[stream] for sample in batch],
-                [sample.side.get(stream, {}) for sample in batch],
-                device,
-            )
+            tokens = encode(encoder, batch, stream, device)
             width = tokens.features.shape[-1]
             lengths.extend(tokens.mask.sum(dim=1).tolist())
             samples.append(labels_of(batch, dataset.targets))
@@ -138,15 +133,12 @@ def _compute(folder: Path, encoder: nn.Module, dataset: Dataset, stream: str, sp
 
 
 def encode(
-    encoder: nn.Module,
-    raws: list[Any],
-    sides: list[Mapping[str, torch.Tensor]],
-    device: torch.device,
+    encoder: nn.Module, samples: Sequence[Sample], stream: str, device: torch.device
 ) -> Tokens | PartedTokens:
-    """Tokens of a list of raw values."""
+    """Tokens of the samples' raw values of a stream."""
+    raws = [sample.streams[stream] for sample in samples]
     inputs = to_device(encoder.collate(raws), device)  # type: ignore[operator]
-    side = {name: torch.stack([s[name] for s in sides]).to(device) for name in sides[0]}
-    tokens: Tokens | PartedTokens = encoder(inputs, **side)
+    tokens: Tokens | PartedTokens = encoder(inputs, **to_device(side_of(samples, stream), device))
     return tokens
 
 

@@ -178,6 +178,9 @@ def _tags(store: Store, folder: RunFolder, sweeps: list[str]) -> dict[str, str] 
         "harness.implementations": ", ".join(
             f"{what}: {how}" for what, how in result.get("implementations", {}).items()
         ),
+        "harness.starts": ", ".join(
+            f"{stream}: {told['from']}" for stream, told in result.get("loaded", {}).items()
+        ),
         "harness.commit": env.get("commit") or "",
         "harness.dirty": str(env.get("dirty", "")),
         "harness.fingerprint": spec["fingerprint"],

@@ -73,11 +73,13 @@ def fit(encoder: Encoder, state: Mapping[str, Tensor]) -> tuple[Converted, Fit]:
     )
 
 
-def load_into(encoder: Encoder, state: Mapping[str, Tensor], where: str, may_miss: bool) -> Fit:
+def load_into(encoder: Encoder, state: Mapping[str, Tensor], where: str, kind: str) -> Fit:
     """Copy a checkpoint into an encoder; `where` is the file that messages name.
 
-    With `may_miss`, what the encoder's `may_start_fresh` allows may be missing. Raises ValueError
-    if anything else is, if nothing fits or if shapes differ. On the meta device it only checks.
+    `kind` is `pretrained`, then what the encoder's `may_start_fresh` allows may be missing, or
+    `finetuned` or `run`, then nothing may be missing, nor be there that the encoder has no place
+    for. Raises ValueError where that is not so, or shapes differ. On the meta device it only
+    checks.
     """
     name = type(encoder).__name__
     try:
@@ -90,10 +92,13 @@ def load_into(encoder: Encoder, state: Mapping[str, Tensor], where: str, may_mis
             f"needed are {_few(told.missing)}"
         )
     fresh = [n for n in told.missing if re.fullmatch(encoder.may_start_fresh, n)]
-    lacking = [n for n in told.missing if not (may_miss and n in fresh)]
+    lacking = [n for n in told.missing if not (kind == "pretrained" and n in fresh)]
     if lacking:
         hint = ". `init: pretrained:` lets these start anew" if lacking == fresh else ""
         raise ValueError(f"{where}: lacks {_few(lacking)} of {name}{hint}")
+    left = [n for n in told.unexpected if not re.fullmatch(encoder.may_be_left_out, n)]
+    if left and kind != "pretrained":
+        raise ValueError(f"{where}: has {_few(left)}, for which {name} has no place")
     if not any(value.is_meta for value in encoder.state_dict().values()):
         encoder.load_state_dict({n: found.tensors[n] for n in told.loaded}, strict=False)
     return told
@@ -108,10 +113,17 @@ def describe(path: Path) -> str:
         fits = [
             "\n".join(_fitting(name, ENCODERS[name], facts, state, path, stream))
             for name in ENCODERS
-            if (facts := ENCODERS[name].recognise(state)) is not None
+            if (facts := _recognised(ENCODERS[name], state)) is not None
         ]
         blocks += fits or ["\n".join(_unknown(state, stream))]
     return "\n\n".join(blocks)
+
+
+def _recognised(cls: type[Encoder], state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    try:
+        return cls.recognise(state)
+    except (ValueError, TypeError, IndexError, ZeroDivisionError):
+        return None  # its names, but not its shapes
 
 
 def _head(path: Path, checkpoint: Checkpoint) -> Iterator[str]:
@@ -180,8 +192,13 @@ def _fitting(
         return
     kind = "finetuned" if found.heads and not told.missing else "pretrained"
     written = f"name: {name}, options: {_flow(options)}" if options else f"name: {name}"
-    init = json.dumps(f"{kind}:{path}", ensure_ascii=False)
+    init = json.dumps(f"{kind}:{path.resolve()}", ensure_ascii=False)
     yield f"  write     encoders.{stream or raw.kind}: {{{written}, init: {init}}}"
+    if kind == "finetuned":
+        head = "pre_logits" if any(n.startswith("pre_logits") for n in found.heads) else "linear"
+        yield "  to score it as it is, with option `tokens: cls` and"
+        yield f"            head: {head}, train.method: evaluate,"
+        yield "            fusion: {name: single, options: {project: false}}"
 
 
 def _raw(cls: type[Encoder], facts: Mapping[str, Any]) -> Stream:

@@ -230,6 +230,9 @@ def _encoder(row: Row, stream: str) -> str:
     tokens = row.params.get(f"{prefix}.options.tokens")
     frozen = "frozen" if row.params.get(f"{prefix}.frozen") == "True" else "trained"
     about = [f"{tokens} tokens"] if tokens else []
+    kind, _, digest = row.params.get(f"{prefix}.init", "").partition(":sha256:")
+    if digest:
+        about.append(f"{kind} {digest[:8]}")
     return f"{row.params[f'{prefix}.name']} ({', '.join([*about, frozen])})"
 
 

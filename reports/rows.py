@@ -71,21 +71,28 @@ class Row:
 
     @property
     def title(self) -> str:
-        """Its label, with the tokens and the start of each encoder that hands on several kinds."""
-        told = [self._start(stream) for stream in self.streams if self._tokens(stream)]
-        return f"{self.label} [{'; '.join(told)}]" if told else self.label
+        """Its label, with what its encoders hand on and start from, where there is a choice."""
+        told = {stream: self._about(stream) for stream in self.streams if self._about(stream)}
+        if len(told) == 1:
+            return f"{self.label} [{next(iter(told.values()))}]"
+        both = "; ".join(f"{stream}: {about}" for stream, about in told.items())
+        return f"{self.label} [{both}]" if told else self.label
 
-    def _tokens(self, stream: str) -> str | None:
-        return self.params.get(f"encoders.{stream}.options.tokens")
+    def start(self, stream: str) -> str:
+        """What the encoder started from: `random`, `pretrained`, `finetuned` or `a run`."""
+        tags = (self.runs[0].tags.get("harness.starts", "") if self.runs else "").split(", ")
+        found = dict(tag.split(": ") for tag in tags if tag)
+        return {"run": "from a run"}.get(found.get(stream, ""), found.get(stream, "random"))
 
-    def _start(self, stream: str) -> str:
+    def _about(self, stream: str) -> str:
         """`patch tokens, random`; where only cost is counted `patch tokens`."""
+        tokens = self.params.get(f"encoders.{stream}.options.tokens")
+        start = self.start(stream)
+        named = tokens or start in ("pretrained", "finetuned")
+        told = [f"{tokens} tokens" if tokens else "", start if named else ""]
         if self.params.get("train.method") == "cost":
-            return f"{self._tokens(stream)} tokens"
-        kind = self.params.get(f"encoders.{stream}.init", "random").partition(":")[0]
-        if kind not in ("pretrained", "finetuned"):
-            kind = "from a run" if "needs.weights" in self.params else "random"
-        return f"{self._tokens(stream)} tokens, {kind}"
+            told.pop()
+        return ", ".join(filter(None, told))
 
     @property
     def information(self) -> str:

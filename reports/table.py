@@ -52,7 +52,8 @@ def results_table(
     """Scores, ceilings, cost and the paper's numbers."""
     scores = [_metric_column(metric, store, rows) for metric in report.metrics]
     columns = [_label_column(), _seeds_column(), *scores]
-    if len({row.information for row in rows if row.done}) > 2:
+    told = {row.information for row in rows if row.done}
+    if told - {"none", "ground-truth question", "text"}:
         columns.insert(1, _information_column())
     if any(row.ceiling(metric) is not None for row in rows for metric in report.metrics):
         columns.append(_ceiling_column(report))

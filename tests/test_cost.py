@@ -1,13 +1,17 @@
 """Cost, against sums worked out by hand."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from harness.config import ConfigError
 from harness.contracts import Fusion, PluginConfig, Tokens
 from harness.cost import cost
+from harness.costing import costs_of
+from harness.model import Model
 from harness.plan import plan
 from harness.registry import FUSIONS
 from harness.spec import dataset_of
@@ -85,3 +89,28 @@ def test_an_operator_nobody_knows_is_an_error_that_names_it(sweep_file, monkeypa
 def test_nothing_is_allocated_for_a_large_model(sweep_file):
     text = "runs: {a: {width: 6144, fusion: {name: mlp}}}\n"
     assert costs(sweep_file(text))["params_m"] > 30
+
+
+def test_streams_with_equal_encoders_are_both_counted():
+    planned = plan(Path(__file__).parent.parent / "sweeps" / "watch.yaml")
+    for run in {run.row: run for run in planned.runs}.values():
+        data = dataset_of(run.spec, planned.paths)
+        real = sum(p.numel() for p in Model(run.spec, data, planned.paths).parameters())
+        assert cost(run.spec, data, planned.paths)["params_m"] * 1e6 == pytest.approx(real)
+
+
+def test_every_row_is_printed_also_where_labels_repeat(sweep_file):
+    rows = "runs: {a: {label: Same}, b: {label: Same, head: pre_logits}}\n"
+    text = costs_of(sweep_file(rows), None, [])
+    assert "Same (a)" in text
+    assert "Same (b)" in text
+
+
+def test_a_spec_that_cannot_be_counted_is_named(tmp_path):
+    folder = tmp_path / "runs" / "abc"
+    folder.mkdir(parents=True)
+    (folder / "spec.json").write_text('{"spec": {"version": 1}, "paths": {}}')
+    with pytest.raises(ConfigError, match=r"spec\.json: was written by another version"):
+        costs_of(folder / "spec.json", None, [])
+    with pytest.raises(ConfigError, match="give a sweep file"):
+        costs_of(folder / "result.json", None, [])

@@ -1,5 +1,7 @@
 """Runs that start from published weights, and questions that each head has to itself."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny_roberta
@@ -15,6 +17,7 @@ from harness.model import Model, meta_model
 from harness.plan import plan
 from harness.registry import DATASETS
 from harness.spec import dataset_of
+from harness.splits import side_of
 from harness.store import Store
 from reports.build import build as report
 
@@ -88,6 +91,48 @@ def test_nothing_is_evaluated_with_classifiers_that_come_from_nowhere(tmp_path, 
     file = sweep(tmp_path, "runs: {a: {train.method: evaluate}}\n", f"pretrained:{orvit[1]}")
     with pytest.raises(ConfigError, match=r"but heads\.noun\.bias, .* come from no checkpoint"):
         plan(file)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "head: linear",
+        "encoders.video.options.tokens: patch",
+        "encoders.video.options.tokens: frame",
+    ],
+)
+def test_a_finetuned_checkpoint_is_not_scored_as_another_model(tmp_path, orvit, change):
+    rows = f"runs: {{a: {{train.method: evaluate, {change}}}}}\n"
+    with pytest.raises(ConfigError, match="come from no checkpoint"):
+        plan(sweep(tmp_path, rows, f"finetuned:{orvit[1]}"))
+
+
+def test_a_finetuned_file_holds_nothing_the_encoder_has_no_place_for(tmp_path, orvit):
+    rows = "runs: {a: {}}\n"
+    base = (BASE + ALONE).replace("name: orvit", "name: motionformer")
+    with pytest.raises(ConfigError, match=r"has .*, for which Motionformer has no place"):
+        plan(sweep(tmp_path, rows, f"finetuned:{orvit[1]}", base))
+    assert plan(sweep(tmp_path, rows, f"pretrained:{orvit[1]}", base)).runs
+
+
+def test_the_weights_of_a_needed_run_win_over_what_it_started_from(tmp_path, store, orvit):
+    rows = "needs: {first: {}}\nruns: {a: {needs.weights: first, encoders.video.frozen: true}}\n"
+    planned, outcome = run(sweep(tmp_path, rows, f"pretrained:{orvit[1]}"), store)
+    assert not outcome.failed
+    row = next(r for r in planned.runs if r.row == "a")
+    assert store.run(row.run_id).result()["loaded"]["video"]["from"] == "run"
+    track.collect(store)
+    text = report(store, track.uri(store), [], None, [], store.report_folder)
+    assert "a [cls tokens, from a run]" in text
+
+
+def test_what_was_frozen_in_a_needed_run_comes_from_init(tmp_path, store, folder):
+    rows = "needs: {first: {}}\nruns: {a: {needs.weights: first}}\n"
+    planned, outcome = run(sweep(tmp_path, rows, base=with_text("true", "apart", "mlp")), store)
+    assert not outcome.failed
+    loaded = store.run(planned.runs[-1].run_id).result()["loaded"]
+    assert loaded["text"]["from"] == "pretrained"
+    assert loaded["video"]["from"] == "run"
 
 
 def test_a_pretrained_encoder_is_trained_on_and_said_in_the_label(tmp_path, store, orvit):
@@ -244,6 +289,29 @@ def test_a_roberta_that_nobody_has_is_refused_when_it_is_planned(tmp_path, monke
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ConfigError, match=r"s\.yaml:\d+: encoders\.text\.init: .*no folder"):
         plan(sweep(tmp_path, "runs: {a: {}}\n", base=base))
+
+
+def test_other_files_beside_a_roberta_change_no_run_id(tmp_path, folder):
+    file = sweep(tmp_path, "runs: {a: {}}\n", base=with_text("true", "apart", "mlp"))
+    before = plan(file).runs[0].run_id
+    for name in ("README.md", "tf_model.h5", "pytorch_model.bin"):
+        (folder / name).write_text("other")
+    assert plan(file).runs[0].run_id == before
+    (folder / "tokenizer_config.json").write_text("{}")
+    assert plan(file).runs[0].run_id != before
+
+
+def test_metrics_make_no_sense_where_nothing_is_trained(tmp_path):
+    with pytest.raises(ConfigError, match=r"report\.metrics: no row is trained"):
+        plan(sweep(tmp_path, "runs: {a: {train.method: cost}}\n"))
+
+
+def test_samples_with_and_without_boxes_are_not_mixed():
+    data = DATASETS["simkitchen"](DATASETS["simkitchen"].Config())
+    first, second = data.split("test").__getitems__([0, 1])
+    assert side_of([first, second], "video")["boxes"].shape == (2, 8, 4, 4)
+    with pytest.raises(ValueError, match="sample test-1: video comes with nothing"):
+        side_of([first, replace(second, side={})], "video")
 
 
 def test_models_built_to_be_counted_hold_no_weights(tmp_path):

@@ -2,6 +2,7 @@
 
 import argparse
 from collections import OrderedDict
+from pathlib import Path
 
 import pandas
 import pytest
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from backbones.official import build
 from harness.checkpoint import read_checkpoint
 from harness.contracts import Converted, Encoder, PluginConfig, Stream
 from harness.registry import ENCODERS
@@ -26,6 +28,7 @@ class Small(Encoder):
 
     kinds = ("video",)
     may_start_fresh = r"times"
+    may_be_left_out = r"text\..*"
     width = 4
 
     class Config(PluginConfig):
@@ -73,35 +76,38 @@ def write(tmp_path):
 
 def test_a_complete_state_is_loaded(small):
     given = {"trunk.patch": torch.ones(4, 3), "trunk.times": torch.ones(8), "text.x": torch.ones(1)}
-    told = load_into(small, given, "f.pt", may_miss=False)
+    told = load_into(small, given, "f.pt", kind="finetuned")
     assert told.loaded == ("patch", "times")
     assert told.missing == ()
     assert told.unexpected == ("text.x",)
+    with pytest.raises(ValueError, match=r"has more, for which Small has no place"):
+        load_into(small, {**given, "more": torch.ones(1)}, "f.pt", kind="finetuned")
+    load_into(small, {**given, "more": torch.ones(1)}, "f.pt", kind="pretrained")
     assert torch.equal(small.patch, torch.ones(4, 3))
     assert torch.equal(small.times, torch.ones(8))
 
 
 def test_half_precision_is_loaded_as_what_the_encoder_is(small):
     given = {"patch": torch.ones(4, 3).half(), "times": torch.ones(8).half()}
-    load_into(small, given, "f.pt", may_miss=False)
+    load_into(small, given, "f.pt", kind="finetuned")
     assert small.patch.dtype == torch.float32
     assert torch.equal(small.patch, torch.ones(4, 3))
 
 
 def test_only_what_the_encoder_allows_may_be_missing(small):
-    told = load_into(small, {"patch": torch.ones(4, 3)}, "f.pt", may_miss=True)
+    told = load_into(small, {"patch": torch.ones(4, 3)}, "f.pt", kind="pretrained")
     assert told.missing == ("times",)
     with pytest.raises(ValueError, match=r"f.pt: lacks times of Small. `init: pretrained:`"):
-        load_into(small, {"patch": torch.ones(4, 3)}, "f.pt", may_miss=False)
+        load_into(small, {"patch": torch.ones(4, 3)}, "f.pt", kind="finetuned")
     with pytest.raises(ValueError, match=r"f.pt: lacks patch of Small$"):
-        load_into(small, {"times": torch.ones(8)}, "f.pt", may_miss=True)
+        load_into(small, {"times": torch.ones(8)}, "f.pt", kind="pretrained")
 
 
 def test_what_does_not_fit_is_named(small):
     with pytest.raises(ValueError, match=r"f.pt: does not fit Small: patch is \(4, 9\), needed"):
-        load_into(small, {"patch": torch.ones(4, 9), "times": torch.ones(8)}, "f.pt", True)
+        load_into(small, {"patch": torch.ones(4, 9), "times": torch.ones(8)}, "f.pt", "pretrained")
     with pytest.raises(ValueError, match=r"f.pt: holds nothing of Small: it has stem; needed are"):
-        load_into(small, {"stem": torch.ones(1)}, "f.pt", True)
+        load_into(small, {"stem": torch.ones(1)}, "f.pt", "pretrained")
     assert not small.patch.any()
 
 
@@ -109,9 +115,9 @@ def test_on_the_meta_device_a_checkpoint_is_checked_and_not_copied():
     with torch.device("meta"):
         unreal = Small(Small.Config(), Stream("video", (8, 32, 32, 3)))
     given = {"patch": torch.ones(4, 3), "times": torch.ones(8)}
-    assert load_into(unreal, given, "f.pt", False).loaded == ("patch", "times")
+    assert load_into(unreal, given, "f.pt", "finetuned").loaded == ("patch", "times")
     with pytest.raises(ValueError, match="lacks"):
-        load_into(unreal, {"patch": torch.ones(4, 3)}, "f.pt", False)
+        load_into(unreal, {"patch": torch.ones(4, 3)}, "f.pt", "finetuned")
 
 
 def test_fit_tells_the_classifiers_too(small):
@@ -200,7 +206,7 @@ def test_a_published_file_is_described_and_loaded_whole(write, name):
     assert f"encoders.video: {{name: {name}, options: {{size: demo}}, {init}}}" in text
     encoder = demo(name)
     tensors = read_checkpoint(file).tensors
-    told = load_into(encoder, tensors, str(file), may_miss=False)
+    told = load_into(encoder, tensors, str(file), kind="finetuned")
     assert told.missing == told.unexpected == told.resized == ()
     heads = encoder.convert(tensors).heads
     assert {f"heads.{target}.weight" for target in classes} <= heads.keys()
@@ -222,7 +228,7 @@ def test_a_pre_trained_file_of_fewer_frames_is_stretched_to_the_clips(write):
     assert f'init: "pretrained:{file}"' in describe(file)
     assert "heads     none" in describe(file)
     encoder = demo("clip_vit")
-    told = load_into(encoder, read_checkpoint(file).tensors, str(file), may_miss=True)
+    told = load_into(encoder, read_checkpoint(file).tensors, str(file), kind="pretrained")
     assert told.resized == ("visual.temporal_embedding (4, 64) -> (8, 64)",)
     assert set(told.unexpected) == {"visual.image_projection", "textual.a"}
 
@@ -230,11 +236,28 @@ def test_a_pre_trained_file_of_fewer_frames_is_stretched_to_the_clips(write):
 def test_an_object_model_starts_from_one_without_objects(write):
     file = write(wrapped("orvit", published("motionformer").state_dict()))
     encoder, tensors = demo("orvit"), read_checkpoint(file).tensors
-    told = load_into(encoder, tensors, str(file), may_miss=True)
+    told = load_into(encoder, tensors, str(file), kind="pretrained")
     assert len(told.missing) == 24
     for name, value in tensors.items():
         assert torch.equal(encoder.state_dict()[f"network.{name}"], value), name
     with pytest.raises(ValueError, match="lets these start anew"):
-        load_into(encoder, tensors, str(file), may_miss=False)
+        load_into(encoder, tensors, str(file), kind="finetuned")
     with pytest.raises(ValueError, match=r"lacks .* of ClipVit|holds nothing of ClipVit"):
-        load_into(demo("clip_vit"), tensors, str(file), may_miss=True)
+        load_into(demo("clip_vit"), tensors, str(file), kind="pretrained")
+
+
+def test_a_file_with_familiar_names_and_other_shapes_is_not_recognised(tmp_path):
+    names = ("patch_embed_3d.proj.weight", "temp_embed", "pos_embed", "visual.conv1.weight",
+             "visual.positional_embedding", "visual.class_embedding", "visual.temporal_embed",
+             "visual.patch_embed.proj.weight", "visual.pos_embed")  # fmt: skip
+    torch.save({name: torch.zeros(()) for name in names}, tmp_path / "odd.pt")
+    assert "no encoder recognises it" in describe(tmp_path / "odd.pt")
+
+
+def test_the_line_to_write_holds_the_whole_path(tmp_path, monkeypatch):
+    net = build("clip_vit", "demo", classes={"action": 5})
+    torch.save({"state_dict": net.state_dict()}, tmp_path / "clip.pt")
+    monkeypatch.chdir(tmp_path)
+    text = describe(Path("clip.pt"))
+    assert f'init: "finetuned:{tmp_path / "clip.pt"}"' in text
+    assert "tokens: cls" in text
