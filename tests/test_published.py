@@ -209,6 +209,19 @@ def test_orvit_starts_from_motionformer_with_new_object_parts(tmp_path, store, c
     assert "video: weights pretrained: 39 loaded, 24 missing (" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["orvit", "clip_vit", "timesformer"])
+def test_a_state_dict_brings_its_classifiers_without_their_being_named(name):
+    classes = {"verb": 8, "noun": 12} if name == "orvit" else {"action": 5}
+    state = {f"module.{k}": v for k, v in build(name, "demo", classes=classes).state_dict().items()}
+    net = build(name, "demo", state)
+    assert not net.training
+    logits = net(torch.zeros(1, 3, 8, 32, 32)).logits
+    assert {target: value.shape[1] for target, value in logits.items()} == classes
+    del state["module.fc_cls.bias" if name != "orvit" else "module.head1.bias"]
+    with pytest.raises(ValueError, match="missing"):
+        build(name, "demo", state)
+
+
 @pytest.fixture
 def folder(tmp_path):
     texts = [
