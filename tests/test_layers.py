@@ -65,6 +65,10 @@ def test_there_are_exactly_the_folders_the_readme_speaks_of():
     assert folders == expected | {"benchmarks", "docs"}
 
 
+LONGER = {"kernels.py": 330}
+"""numba's cache sees changes in the file of a kernel only, so all that kernels call stands there"""
+
+
 @pytest.mark.parametrize("file", modules(*TOP), ids=str)
 def test_no_file_grows_beyond_what_one_reads_at_once(file):
-    assert len(file.read_text().splitlines()) <= 320
+    assert len(file.read_text().splitlines()) <= LONGER.get(file.name, 320)

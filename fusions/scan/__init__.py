@@ -33,7 +33,7 @@ class Backend(NamedTuple):
     """One way to compute the scan: float32 or float64, without mask and without D."""
 
     forward: Callable[..., tuple[Tensor, Tensor]]
-    """(x, dt, A, B, C, zoh) -> (y, what backward wants kept)"""
+    """(x, dt, A, B, C, zoh, whether there will be a backward pass) -> (y, what that wants kept)"""
     backward: Callable[..., tuple[Tensor, ...]]
     """(gradient of y, what was kept, x, dt, A, B, C, zoh) -> gradients of x, dt, A, B, C"""
     kept_shape: Callable[[int, int, int, int], tuple[int, ...]]
@@ -91,7 +91,9 @@ def selective_scan(
     if name == "cuda":
         y = cuda.scan(x, dt, A, B, C)
     else:
-        y, _ = _scan(x, dt, A, B, C, discretise == "zoh", name)
+        inputs = (x, dt, A, B, C)
+        keep = torch.is_grad_enabled() and any(part.requires_grad for part in inputs)
+        y, _ = _scan(*inputs, discretise == "zoh", name, keep)
     if D is not None:
         y = torch.addcmul(y, D.to(kind), x if mask is None else x * real)
     return y.to(dtype)
@@ -146,24 +148,25 @@ OPERATOR_MACS["harness::selective_scan"] = _operator_macs
 
 @torch.library.custom_op("harness::selective_scan", mutates_args=())
 def _scan(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, zoh: bool, backend: str
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, zoh: bool, backend: str, keep: bool
 ) -> tuple[Tensor, Tensor]:
     _check(x, dt, A, B, C)
     with torch.autocast(x.device.type, enabled=False):
-        return BACKENDS[backend].forward(x, dt, A, B, C, zoh)
+        return BACKENDS[backend].forward(x, dt, A, B, C, zoh, keep)
 
 
 @_scan.register_fake
 def _(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, zoh: bool, backend: str
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, zoh: bool, backend: str, keep: bool
 ) -> tuple[Tensor, Tensor]:
     _check(x, dt, A, B, C)
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return y, x.new_empty(BACKENDS[backend].kept_shape(*x.shape, A.shape[1]))
+    shape = BACKENDS[backend].kept_shape(*x.shape, A.shape[1])
+    return y, x.new_empty(shape if keep else 0)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.zoh, ctx.backend = inputs
+    *tensors, ctx.zoh, ctx.backend, _ = inputs
     ctx.save_for_backward(output[1], *tensors)
 
 
@@ -171,7 +174,7 @@ def _backward(ctx: Any, gy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     kept, *tensors = ctx.saved_tensors
     with torch.autocast(gy.device.type, enabled=False):
         grads = BACKENDS[ctx.backend].backward(gy, kept, *tensors, ctx.zoh)
-    return (*grads, None, None)
+    return (*grads, None, None, None)
 
 
 _scan.register_autograd(_backward, setup_context=_setup)

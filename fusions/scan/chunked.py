@@ -5,15 +5,16 @@ to compute states again in the backward pass instead of keeping all of them.
 
 The loop over tokens cannot be avoided, but all that is not the recurrence can leave it. So tokens
 are taken in chunks: decays and inputs of a whole chunk at once, then one fused multiply-add per
-token, then all read-outs at once. Time is the first axis, so that each token is one contiguous
-block, and D the last, so that every operation runs along it: (L, B, N, D).
+token, then all read-outs at once. Within a chunk time is the first axis, so that each token is one
+contiguous block, and D the last, so that every operation runs along it: (L, B, N, D).
 
-Forward keeps the state at the start of each chunk. Backward walks the chunks from the last to the
-first, computes their states again, and runs the adjoint recurrence
+Forward keeps the state after each chunk but the last. Backward walks the chunks from the last to
+the first, computes their states again, and runs the adjoint recurrence
 
     g_t = C_t dy_t + exp(dt_{t+1} A) g_{t+1}
 
-downwards. Memory: a few tensors (B, L, D), the kept states, and three blocks of CHUNK numbers.
+downwards. Memory beyond the results: the kept states, at most N / FEWEST tensors (B, L, D), and
+three blocks of CHUNK numbers.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from torch import Tensor
 
 CHUNK = 1 << 19
 """numbers in a chunk (tokens x B x N x D): blocks of 2 MB, measured best of 2^17 to 2^21"""
-FEWEST = 8
-"""tokens of a chunk at least, so that the kept states are no more than N / 8 tensors (B, L, D)"""
+FEWEST = 16
+"""tokens of a chunk at least"""
 
 LOG2_E = math.log2(math.e)
 
 
 class _Sequence(NamedTuple):
-    """The inputs with time first: x, dt (L, B, D); B, C (L, B, N); A (N, D)."""
+    """The inputs of a chunk with time first: x, dt (l, B, D); B, C (l, B, N); A (N, D)."""
 
     x: Tensor
     dt: Tensor
@@ -41,64 +42,60 @@ class _Sequence(NamedTuple):
     B: Tensor
     C: Tensor
 
-    def part(self, start: int, stop: int) -> _Sequence:
-        """The tokens from `start` to `stop`."""
-        x, dt, B, C = (t[start:stop] for t in (self.x, self.dt, self.B, self.C))
-        return _Sequence(x, dt, self.A, B, C)
-
 
 def forward(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, zoh: bool
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, zoh: bool, keep: bool
 ) -> tuple[Tensor, Tensor]:
-    """(y (B, L, D), states at the start of each chunk (chunks, B, N, D))."""
-    whole = _time_first(x, dt, A, B, C)
+    """(y (B, L, D), states after each chunk but the last (chunks - 1, B, N, D), if to keep)."""
     batch, length, width, size = *x.shape, A.shape[1]
-    step = _chunk_tokens(batch, length, width, size)
-    y = x.new_empty(length, batch, width)
-    kept = x.new_zeros(kept_shape(batch, length, width, size))
-    decay, states = _blocks(2, step, kept)
+    step, A = _chunk_tokens(batch, length, width, size), A.T.contiguous()
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    kept = x.new_empty(kept_shape(batch, length, width, size) if keep else 0)
+    h = x.new_zeros(batch, size, width)
+    decay, states = _blocks(2, step, h)
+    read = x.new_empty(step, batch, width)
     for i, start in enumerate(range(0, length, step)):
-        stop = min(length, start + step)
-        part, n = whole.part(start, stop), stop - start
-        last = _run(decay[:n], states[:n], part, kept[i], zoh)
-        if stop < length:
-            kept[i + 1] = last
-        _over_states(part.C, states[:n], out=y[start:stop])
-    return y.transpose(0, 1).contiguous(), kept
+        if keep and i:
+            kept[i - 1] = h
+        part, now = _part(start, step, x, dt, A, B, C), slice(start, start + step)
+        n = len(part.x)
+        h.copy_(_run(decay[:n], states[:n], part, h, zoh))
+        _over_states(part.C, states[:n], out=read[:n])
+        y[:, now] = read[:n].transpose(0, 1)
+    return y, kept
 
 
 def backward(
     gy: Tensor, kept: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, zoh: bool
 ) -> tuple[Tensor, ...]:
     """Gradients of x, dt, A, B, C."""
-    whole, gy = _time_first(x, dt, A, B, C), gy.transpose(0, 1).contiguous()
-    grads = _Sequence(*(torch.empty_like(t) for t in whole))
-    grads.A.zero_()
-    length, step = gy.shape[0], _chunk_tokens(*x.shape, A.shape[1])
-    decay, states, adjoint = _blocks(3, step + 1, kept)
-    carry = kept.new_zeros(kept.shape[1:])
-    for i in reversed(range(len(kept))):
-        start, stop = i * step, min(length, (i + 1) * step)
-        part, out, n = whole.part(start, stop), grads.part(start, stop), stop - start
+    batch, length, width, size = *x.shape, A.shape[1]
+    step, A = _chunk_tokens(batch, length, width, size), A.T.contiguous()
+    whole = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, dt, B, C)]
+    gA = torch.zeros_like(A)
+    carry = x.new_zeros(batch, size, width)
+    decay, states, adjoint = _blocks(3, step + 1, carry)
+    for start in reversed(range(0, length, step)):
+        part, now = _part(start, step, x, dt, A, B, C), slice(start, start + step)
+        gy_part = gy[:, now].transpose(0, 1).contiguous()
+        out = _Sequence(*(torch.empty_like(t) for t in part))._replace(A=gA)
+        n = len(part.x)
         a, h, g = decay[:n], states[: n + 1], adjoint[:n]
-        h[0] = kept[i]
+        h[0] = kept[start // step - 1] if start else 0
         _run(a, h[1:], part, h[0], zoh)
-        _over_width(gy[start:stop], h[1:], out=out.C)
-        _run_back(a, g, part.C, gy[start:stop], carry)
+        _over_width(gy_part, h[1:], out=out.C)
+        _run_back(a, g, part.C, gy_part, carry)
         (_input_zoh if zoh else _input_euler)(g, a, part, out)
         _decay(a.mul_(g).mul_(h[:-1]), part, out, spare=g)
-    return (
-        grads.x.transpose(0, 1),
-        grads.dt.transpose(0, 1),
-        grads.A.T.contiguous(),
-        grads.B.transpose(0, 1),
-        grads.C.transpose(0, 1),
-    )
+        for to, found in zip(whole, (out.x, out.dt, out.B, out.C), strict=True):
+            to[:, now] = found.transpose(0, 1)
+    gx, gdt, gB, gC = whole
+    return gx, gdt, gA.T.contiguous(), gB, gC
 
 
 def kept_shape(B: int, L: int, D: int, N: int) -> tuple[int, ...]:
-    """One state (B, N, D) per chunk."""
-    return (-(-L // _chunk_tokens(B, L, D, N)), B, N, D)
+    """One state (B, N, D) per chunk but the last."""
+    return (max(0, -(-L // _chunk_tokens(B, L, D, N)) - 1), B, N, D)
 
 
 def _chunk_tokens(B: int, L: int, D: int, N: int) -> int:
@@ -106,14 +103,17 @@ def _chunk_tokens(B: int, L: int, D: int, N: int) -> int:
     return max(1, min(L, max(FEWEST, CHUNK // max(1, B * D * N))))
 
 
-def _blocks(count: int, tokens: int, kept: Tensor) -> list[Tensor]:
+def _blocks(count: int, tokens: int, state: Tensor) -> list[Tensor]:
     """`count` blocks (tokens, B, N, D) to compute in; made once, reused by every chunk."""
-    return [kept.new_empty(tokens, *kept.shape[1:]) for _ in range(count)]
+    return [state.new_empty(tokens, *state.shape) for _ in range(count)]
 
 
-def _time_first(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> _Sequence:
-    x, dt, B, C = (t.transpose(0, 1).contiguous() for t in (x, dt, B, C))
-    return _Sequence(x, dt, A.T.contiguous(), B, C)
+def _part(
+    start: int, step: int, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor
+) -> _Sequence:
+    """The tokens from `start` on, `step` at most; A is (N, D)."""
+    x, dt, B, C = (t[:, start : start + step].transpose(0, 1).contiguous() for t in (x, dt, B, C))
+    return _Sequence(x, dt, A, B, C)
 
 
 def _over_states(weights: Tensor, block: Tensor, out: Tensor) -> None:

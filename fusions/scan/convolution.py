@@ -11,12 +11,13 @@ package `causal_conv1d`, that is used.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fusions.scan import compiled, cuda
+from fusions.scan import compiled, cuda, threads
 from harness.registry import OPERATOR_MACS
 
 
@@ -47,7 +48,9 @@ def _conv(x: Tensor, taps: Tensor, bias: Tensor) -> Tensor:
         )
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     if compiled.works_on(x):
-        compiled.launch("convolve", len(x), x.contiguous(), taps.contiguous(), bias, y)
+        kernels = import_module("fusions.scan.conv_kernels")
+        inputs = (x.contiguous(), taps.contiguous(), bias, y)
+        threads.run(kernels.convolve, len(x), *inputs, work=x.numel())
         return y
     y.copy_(bias)
     for shift, tap in _shifted(taps, x.shape[1]):
@@ -70,7 +73,8 @@ def _backward(ctx: Any, gy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if compiled.works_on(x):
         gtaps = x.new_zeros(x.shape[0], *taps.shape)
         inputs = (x.contiguous(), taps.contiguous(), gy.contiguous())
-        compiled.launch("convolve_back", len(x), *inputs, gx, gtaps)
+        kernels = import_module("fusions.scan.conv_kernels")
+        threads.run(kernels.convolve_back, len(x), *inputs, gx, gtaps, work=x.numel())
         return gx, gtaps.sum(0), gy.sum((0, 1))
     gtaps = torch.zeros_like(taps)
     length = x.shape[1]

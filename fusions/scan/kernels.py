@@ -5,18 +5,22 @@ to compute states again in the backward pass.
 
 A job takes one sample and a block of channels through all tokens; the state of a block stays in
 the cache. Lanes run over channels, so that only the gradients of B and C are sums across lanes.
-Per state and token the forward pass costs one exponential and three multiply-adds, and most of it
-is the exponential: `exp2` is a polynomial that LLVM vectorises, which it cannot do with libm's.
+Every job writes to places of its own, in an order that no number of threads changes. Any number is
+allowed: NaN and infinity come out where the plain loop has them.
 
-Every job writes to places of its own, in an order that no number of threads changes.
+Most of the time goes into one exponential per state and token, a polynomial here, since LLVM cannot
+vectorise libm's. What else would keep it from vectorising, and is avoided: an index that could be
+negative (rows are sliced first), a loop inside the loop, a function that is not inlined.
 
-Numba compiles by the type of the arguments: float32 is for work, float64 for checks of the same
-source. `fusions.scan.compiled` sees to it that dt >= 0 and A <= 0 are finite.
+Numba compiles by type: float32 is for work, float64 for checks of the same source. It compiles
+again only when this file changes, so all that its kernels call stands here.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numba import njit, types
@@ -24,271 +28,301 @@ from numba.extending import overload
 
 FAST = {"contract", "reassoc", "nsz", "arcp"}
 """liberties of the compiler; not among them: to assume that there is no NaN and no infinity"""
+EXACT = {"fastmath": {"contract", "nsz"}, "forceinline": True}
+"""for where the order of additions matters"""
+INLINE = {"fastmath": FAST, "forceinline": True, "error_model": "numpy"}
+KERNEL = {"fastmath": FAST, "error_model": "numpy", "cache": True, "nogil": True}
 
-RATE, ADJOINT, GRAD_A = range(3)
-"""rows of `state` (N, 3, block): A log2(e), gradient of h, and of A"""
+LN2 = math.log(2)
+EXP2 = (1, 0.6931472029, 0.2402264791, 5.550332e-2, 9.618437e-3, 1.339887e-3, 1.535336e-4)
+"""2 to the r for |r| <= 1/2; 8e-8 off at most"""
+ROUND = np.float32(1.5 * 2**23)
+"""added and taken away again, it leaves the nearest whole number"""
+
+LANES = 64
+"""channels of a block in the forward pass; a constant, so that LLVM unrolls the loop whole"""
+
+DT, INPUT, OUT = range(3)
+"""rows of `lane` in the forward pass: dt, dt x, y"""
+RATE, STATE = range(2)
+"""rows of `state` (N, 2, LANES) in the forward pass: A log2(e), h"""
+GY, TO_DT, TO_X = range(2, 5)
+"""further rows of `lane` in the backward pass: gradient of y, sums for those of dt and x"""
+ADJOINT, GRAD_A = range(1, 3)
+"""rows of `state` (N, 3, block) in the backward pass, after RATE: gradients of h and of A"""
 BEFORE, DECAY = range(2)
-"""rows of `past` (chunk + 1, N, 2, block): h before the token, and exp(dt A)"""
-X, DT, INPUT, GY, TO_DT, TO_X = range(6)
-"""rows of `lane` (6, block): x, dt, dt x, gradient of y, and sums for the gradients of dt and x"""
+"""rows of `past` (tokens + 1, N, 2, block): h before the token, and exp(dt A)"""
+
+
+def _polynomial(series: tuple[float, ...], f: Any) -> Callable[..., Any]:
+    """Sum of series[k] z^k in the type f, without a loop: LLVM vectorises only innermost loops."""
+    c = f(series[0])
+    if len(series) == 1:
+        return njit(**INLINE)(lambda z: c)
+    rest = _polynomial(series[1:], f)
+    return njit(**INLINE)(lambda z: rest(z) * z + c)
 
 
 def exp2(z):
-    """2 to the power z, z <= 0; below -126 as at -126, which is 1e-38."""
+    """2 to the power z for -126 <= z <= 0."""
     raise TypeError("only for compiled code")
 
 
-@overload(exp2, jit_options={"fastmath": FAST})
+@overload(exp2, jit_options=EXACT)
 def _exp2(z):
-    if z == types.float64:
-        return lambda z: np.exp2(z)
     f, i = np.float32, np.int32
+    power = _polynomial(EXP2, f)
 
-    def polynomial(z):
-        z = f(max(z, f(-126)))
-        whole = np.floor(z + f(0.5))
-        r = z - whole
-        p = f(1.535336188319500e-4)
-        p = p * r + f(1.339887440266574e-3)
-        p = p * r + f(9.618437357674640e-3)
-        p = p * r + f(5.550332471162809e-2)
-        p = p * r + f(2.402264791363012e-1)
-        p = p * r + f(6.931472028550421e-1)
-        p = p * r + f(1)
-        return i(f(p).view(np.int32) + (i(whole) << i(23))).view(np.float32)
+    def split(z):
+        shifted = z + ROUND
+        r = z - (shifted - ROUND)
+        p = power(r)
+        whole = f(shifted).view(np.int32) << i(23)  # its last bits, where an exponent has them
+        return i(f(p).view(np.int32) + whole).view(np.float32)
 
-    return polynomial
+    return split if z == types.float32 else lambda z: np.exp2(z)
+
+
+def exp2_any(z):
+    """2 to the power of any z; 0 below -126."""
+    raise TypeError("only for compiled code")
+
+
+@overload(exp2_any, jit_options=EXACT)
+def _exp2_any(z):
+    def clamped(z):
+        e = exp2(np.float32(min(max(z, np.float32(-126)), np.float32(128))))  # 128: infinity
+        return z if z != z else (np.float32(0) if z < -126 else e)
+
+    return clamped if z == types.float32 else lambda z: np.exp2(z)
 
 
 def exprel(z, e):
-    """(e - 1) / z where e = exp(z), and 1 at zero."""
+    """(e - 1) / (z ln 2) where e = 2 to the power z, and 1 at zero."""
     raise TypeError("only for compiled code")
 
 
-@overload(exprel, jit_options={"fastmath": FAST})
+@overload(exprel, jit_options=INLINE)
 def _exprel(z, e):
     f, terms = (np.float32, 9) if z == types.float32 else (np.float64, 15)
-    series = tuple(f(1 / math.factorial(k + 1)) for k in reversed(range(terms)))
-    return lambda z, e: (e - f(1)) / z if abs(z) > f(0.5) else _horner(series, z)
+    series = _polynomial(tuple(LN2**k / math.factorial(k + 1) for k in range(terms)), f)
+    ln2, near = f(LN2), f(0.7)
+    return lambda z, e: (e - f(1)) / (z * ln2) if abs(z) > near else series(z)
 
 
 def exprel_slope(z, e, g):
-    """Derivative of exprel where e = exp(z) and g = exprel(z), and 1/2 at zero."""
+    """Derivative of exprel in z ln 2, where e = 2 to the power z and g = exprel(z, e)."""
     raise TypeError("only for compiled code")
 
 
-@overload(exprel_slope, jit_options={"fastmath": FAST})
+@overload(exprel_slope, jit_options=INLINE)
 def _exprel_slope(z, e, g):
     f, terms = (np.float32, 11) if z == types.float32 else (np.float64, 19)
-    series = tuple(f(1 / (math.factorial(k) * (k + 2))) for k in reversed(range(terms)))
-    return lambda z, e, g: (e - g) / z if abs(z) > f(1) else _horner(series, z)
+    series = _polynomial(tuple(LN2**k / math.factorial(k) / (k + 2) for k in range(terms)), f)
+    ln2, near = f(LN2), f(1.4)
+    return lambda z, e, g: (e - g) / (z * ln2) if abs(z) > near else series(z)
 
 
-@njit(fastmath=FAST)
-def _horner(series, z):
-    p = z * 0 + series[0]
-    for k in range(1, len(series)):
-        p = p * z + series[k]
-    return p
-
-
-@njit(fastmath=FAST)
-def _four_states(h, rate, dt, u, y, B, C, n, width):
-    """States n to n + 3 through one token; u is dt x. Four at a time write y once."""
-    b0, b1, b2, b3 = B[n], B[n + 1], B[n + 2], B[n + 3]
-    c0, c1, c2, c3 = C[n], C[n + 1], C[n + 2], C[n + 3]
+@njit(**INLINE)
+def _copy(to, source, width):
     for w in range(width):
-        h0 = exp2(dt[w] * rate[n, w]) * h[n, w] + u[w] * b0
-        h1 = exp2(dt[w] * rate[n + 1, w]) * h[n + 1, w] + u[w] * b1
-        h2 = exp2(dt[w] * rate[n + 2, w]) * h[n + 2, w] + u[w] * b2
-        h3 = exp2(dt[w] * rate[n + 3, w]) * h[n + 3, w] + u[w] * b3
-        h[n, w], h[n + 1, w], h[n + 2, w], h[n + 3, w] = h0, h1, h2, h3
-        y[w] += (h0 * c0 + h1 * c1) + (h2 * c2 + h3 * c3)
+        to[w] = source[w]
 
 
-@njit(fastmath=FAST)
-def _one_state(h, rate, dt, u, y, b, c, width):
+@njit(**INLINE)
+def _load_rates(state, rate, width):
+    """Fill the row RATE; return the dt below which `exp2` holds for all of them."""
+    least, fine = rate[0, 0] * 0, True
+    for n in range(len(rate)):
+        for w in range(width):
+            a = rate[n, w]
+            state[n, RATE, w] = a
+            least = min(least, a)
+            fine &= a <= 0
+    f = rate.dtype.type
+    return f(126) / max(-least, f(1e-30)) if fine else f(0)
+
+
+@njit(**INLINE)
+def _load(lane, x, dt, width, far):
+    """Fill the rows DT and INPUT; return whether `exp2` holds for this token."""
+    near = True
     for w in range(width):
-        v = exp2(dt[w] * rate[w]) * h[w] + u[w] * b
-        h[w] = v
-        y[w] += v * c
+        step = dt[w]
+        near &= (step >= 0) & (step < far)
+        lane[DT, w] = step
+        lane[INPUT, w] = step * x[w]
+    return near
 
 
-@njit(fastmath=FAST)
-def _one_state_zoh(h, rate, dt, x, y, b, c, ln2, width):
-    for w in range(width):
-        z = dt[w] * rate[w]
-        e = exp2(z)
-        v = e * h[w] + dt[w] * exprel(z * ln2, e) * x[w] * b
-        h[w] = v
-        y[w] += v * c
+def _stepper(power: Callable[..., Any], zoh: bool) -> Callable[..., Any]:
+    """One state of a block through one token; the block has LANES channels."""
+
+    @njit(**INLINE)
+    def step(lane, state, n, b, c):
+        for w in range(LANES):
+            z = lane[DT, w] * state[n, RATE, w]
+            e = power(z)
+            u = lane[INPUT, w]
+            if zoh:
+                u = u * exprel(z, e)
+            h = e * state[n, STATE, w] + u * b
+            state[n, STATE, w] = h
+            lane[OUT, w] += h * c
+
+    return step
 
 
-@njit(fastmath=FAST, cache=True, nogil=True)
-def forward(first, last, x, dt, rate, B, C, zoh, y, kept, every, block):
+_step, _step_any = _stepper(exp2, False), _stepper(exp2_any, False)
+_step_zoh = _stepper(exp2_any, True)
+
+
+@njit(**KERNEL)
+def forward(first, last, x, dt, rate, B, C, zoh, y, kept, every):
     """Do the jobs `first` to `last` of batch x blocks.
 
-    Fill y (B, L, D), and kept (B, chunks, N, D) with the state before each `every` tokens. rate is
-    A log2(e), (N, D); x, dt (B, L, D); B, C (B, L, N); all contiguous.
+    Fill y (B, L, D), and kept (B, chunks - 1, N, D), if it is not empty, with the state after each
+    `every` tokens but the last. rate is A log2(e), (N, D). All are contiguous. zoh is True or None,
+    so that numba compiles one rule only.
     """
     _, length, channels = x.shape
-    size = rate.shape[0]
-    blocks = (channels + block - 1) // block
-    fours = 0 if zoh else size - size % 4
-    ln2 = x.dtype.type(np.log(2.0))
+    size = len(rate)
+    blocks = (channels + LANES - 1) // LANES
+    lane = np.empty((3, LANES), x.dtype)
+    state = np.empty((size, 2, LANES), x.dtype)
     for job in range(first, last):
-        b, d = job // blocks, job % blocks * block
-        width = min(block, channels - d)
-        h = np.zeros((size, block), x.dtype)
-        a = np.empty((size, block), x.dtype)
-        u = np.empty(block, x.dtype)
-        out = np.empty(block, x.dtype)
-        for n in range(size):
-            for w in range(width):
-                a[n, w] = rate[n, d + w]
+        b, d = job // blocks, job % blocks * LANES
+        width = min(LANES, channels - d)
+        lane[:], state[:] = 0, 0
+        far = _load_rates(state, rate[:, d : d + width], width)
         for t in range(length):
-            if t % every == 0:
+            if kept.size > 0 and t > 0 and t % every == 0:
                 for n in range(size):
-                    for w in range(width):
-                        kept[b, t // every, n, d + w] = h[n, w]
-            x_t, dt_t = x[b, t, d : d + width], dt[b, t, d : d + width]
-            for w in range(width):
-                u[w] = x_t[w] if zoh else dt_t[w] * x_t[w]
-                out[w] = 0
-            for n in range(0, fours, 4):
-                _four_states(h, a, dt_t, u, out, B[b, t], C[b, t], n, width)
-            for n in range(fours, size):
-                if zoh:
-                    _one_state_zoh(h[n], a[n], dt_t, u, out, B[b, t, n], C[b, t, n], ln2, width)
-                else:
-                    _one_state(h[n], a[n], dt_t, u, out, B[b, t, n], C[b, t, n], width)
-            for w in range(width):
-                y[b, t, d + w] = out[w]
+                    _copy(kept[b, t // every - 1, n, d : d + width], state[n, STATE], width)
+            near = _load(lane, x[b, t, d : d + width], dt[b, t, d : d + width], width, far)
+            B_t, C_t, out = B[b, t], C[b, t], y[b, t, d : d + width]
+            lane[OUT, :] = 0
+            if zoh is not None:
+                for n in range(size):
+                    _step_zoh(lane, state, n, B_t[n], C_t[n])
+            elif near:
+                for n in range(size):
+                    _step(lane, state, n, B_t[n], C_t[n])
+            else:
+                for n in range(size):
+                    _step_any(lane, state, n, B_t[n], C_t[n])
+            _copy(out, lane[OUT], width)
 
 
-# In what follows scratch lies in three arrays only, its rows at fixed places: LLVM vectorises a
-# loop only if it needs few checks of whether the rows it is given overlap.
+def _repeater(power: Callable[..., Any], zoh: bool) -> Callable[..., Any]:
+    """The decay of a state at token t, and the state after it, once more; see `_stepper`."""
 
-
-@njit(fastmath=FAST)
-def _again(state, past, lane, t, n, b, zoh, ln2, width):
-    """Compute the decay of state n at token t, and the state after it."""
-    if zoh:
+    @njit(**INLINE)
+    def again(lane, state, past, t, n, b, width):
         for w in range(width):
             z = lane[DT, w] * state[n, RATE, w]
-            e = exp2(z)
-            gain = lane[DT, w] * exprel(z * ln2, e)
+            e = power(z)
+            u = lane[INPUT, w]
+            if zoh:
+                u = u * exprel(z, e)
             past[t, n, DECAY, w] = e
-            past[t + 1, n, BEFORE, w] = e * past[t, n, BEFORE, w] + gain * lane[X, w] * b
-    else:
+            past[t + 1, n, BEFORE, w] = e * past[t, n, BEFORE, w] + u * b
+
+    return again
+
+
+_again, _again_any = _repeater(exp2, False), _repeater(exp2_any, False)
+_again_zoh = _repeater(exp2_any, True)
+
+
+def _reverser(zoh: bool) -> Callable[..., Any]:
+    """State n of token t, backwards: return the gradients of its B and C, add to the others."""
+
+    @njit(**INLINE)
+    def back(lane, state, past, t, n, b, c, width):
+        to_B = to_C = lane.dtype.type(0)
         for w in range(width):
-            e = exp2(lane[DT, w] * state[n, RATE, w])
-            past[t, n, DECAY, w] = e
-            past[t + 1, n, BEFORE, w] = e * past[t, n, BEFORE, w] + lane[INPUT, w] * b
+            gy, dt, u = lane[GY, w], lane[DT, w], lane[INPUT, w]
+            e, rate = past[t, n, DECAY, w], state[n, RATE, w]
+            g = state[n, ADJOINT, w] + gy * c
+            to_C += gy * past[t + 1, n, BEFORE, w]
+            state[n, ADJOINT, w] = g * e
+            to_z = g * e * past[t, n, BEFORE, w]  # gradient of dt A
+            if zoh:
+                gain = exprel(dt * rate, e)
+                to_z += g * u * b * exprel_slope(dt * rate, e, gain)
+                g = g * gain
+            to_B += g * u
+            lane[TO_X, w] += g * b
+            lane[TO_DT, w] += to_z * rate
+            state[n, GRAD_A, w] += to_z * dt
+        return to_B, to_C
+
+    return back
 
 
-@njit(fastmath=FAST)
-def _back(state, past, lane, t, n, b, c, zero, width):
-    """State n of token t, backwards: the gradients of its B and C; adds to the others."""
-    to_B, to_C = zero, zero
-    for w in range(width):
-        gy = lane[GY, w]
-        g = state[n, ADJOINT, w] + gy * c
-        to_C += gy * past[t + 1, n, BEFORE, w]
-        to_B += g * lane[INPUT, w]
-        lane[TO_X, w] += g * b
-        g = g * past[t, n, DECAY, w]
-        state[n, ADJOINT, w] = g
-        g = g * past[t, n, BEFORE, w]
-        lane[TO_DT, w] += g * state[n, RATE, w]
-        state[n, GRAD_A, w] += g * lane[DT, w]
-    return to_B, to_C
+_back, _back_zoh = _reverser(False), _reverser(True)
 
 
-@njit(fastmath=FAST)
-def _back_zoh(state, past, lane, t, n, b, c, zero, ln2, width):
-    """The same with the gain dt exprel(dt A), whose slope in dt is exp(dt A)."""
-    to_B, to_C = zero, zero
-    for w in range(width):
-        gy, dt, x, e = lane[GY, w], lane[DT, w], lane[X, w], past[t, n, DECAY, w]
-        z = dt * state[n, RATE, w] * ln2
-        relative = exprel(z, e)
-        g = state[n, ADJOINT, w] + gy * c
-        to_C += gy * past[t + 1, n, BEFORE, w]
-        to_B += g * dt * relative * x
-        lane[TO_X, w] += g * dt * relative * b
-        state[n, ADJOINT, w] = g * e
-        lane[TO_DT, w] += g * e * (past[t, n, BEFORE, w] * state[n, RATE, w] * ln2 + x * b)
-        slope = dt * dt * exprel_slope(z, e, relative)
-        state[n, GRAD_A, w] += g * (e * past[t, n, BEFORE, w] * dt + x * b * slope)
-    return to_B, to_C
-
-
-@njit(fastmath=FAST)
-def _load(lane, x, dt, gy, b, t, d, width):
-    for w in range(width):
-        lane[X, w] = x[b, t, d + w]
-        lane[DT, w] = dt[b, t, d + w]
-        lane[INPUT, w] = x[b, t, d + w] * dt[b, t, d + w]
-        lane[GY, w] = gy[b, t, d + w]
-        lane[TO_DT, w] = 0
-        lane[TO_X, w] = 0
-
-
-@njit(fastmath=FAST, cache=True, nogil=True)
+@njit(**KERNEL)
 def backward(first, last, x, dt, rate, B, C, zoh, gy, kept, every, block, gx, gdt, gA, gB, gC):
     """Do the jobs `first` to `last` of batch x parts.
 
-    Fill gx, gdt (B, L, D), gA (B, N, D), and add to gB, gC (parts, B, L, N). Each part has its
+    Fill gx, gdt (B, L, D), and add to gA (B, N, D) and gB, gC (parts, B, L, N). Each part has its
     share of the blocks. The sums over samples and parts are the caller's.
     """
     _, length, channels = x.shape
-    size, chunks, parts = rate.shape[0], kept.shape[1], gB.shape[0]
+    size, parts = len(rate), len(gB)
     blocks = (channels + block - 1) // block
-    zero = x.dtype.type(0)
-    ln2 = x.dtype.type(np.log(2.0))
+    state = np.empty((size, 3, block), x.dtype)
+    past = np.empty((min(every, length) + 1, size, 2, block), x.dtype)
+    lane = np.empty((5, block), x.dtype)
     for job in range(first, last):
         b, part = job // parts, job % parts
-        state = np.empty((size, 3, block), x.dtype)
-        past = np.empty((min(every, length) + 1, size, 2, block), x.dtype)
-        lane = np.empty((6, block), x.dtype)
         for d in range(blocks * part // parts * block, blocks * (part + 1) // parts * block, block):
             width = min(block, channels - d)
-            for n in range(size):
-                for w in range(width):
-                    state[n, RATE, w] = rate[n, d + w]
-                    state[n, ADJOINT, w] = 0
-                    state[n, GRAD_A, w] = 0
-            for chunk in range(chunks - 1, -1, -1):
+            far = _load_rates(state, rate[:, d : d + width], width)
+            state[:, ADJOINT:] = 0
+            for chunk in range((length - 1) // every, -1, -1):
                 start = chunk * every
                 tokens = min(every, length - start)
-                for n in range(size):
-                    for w in range(width):
-                        past[0, n, BEFORE, w] = kept[b, chunk, n, d + w]
-                for t in range(tokens):
-                    _load(lane, x, dt, gy, b, start + t, d, width)
+                past[0, :, BEFORE] = 0
+                if chunk > 0:
                     for n in range(size):
-                        _again(state, past, lane, t, n, B[b, start + t, n], zoh, ln2, width)
+                        _copy(past[0, n, BEFORE], kept[b, chunk - 1, n, d : d + width], width)
+                for t in range(tokens):
+                    i = start + t
+                    near = _load(lane, x[b, i, d : d + width], dt[b, i, d : d + width], width, far)
+                    B_t = B[b, i]
+                    if zoh is not None:
+                        for n in range(size):
+                            _again_zoh(lane, state, past, t, n, B_t[n], width)
+                    elif near:
+                        for n in range(size):
+                            _again(lane, state, past, t, n, B_t[n], width)
+                    else:
+                        for n in range(size):
+                            _again_any(lane, state, past, t, n, B_t[n], width)
                 for t in range(tokens - 1, -1, -1):
                     i = start + t
-                    _load(lane, x, dt, gy, b, i, d, width)
+                    x_t = x[b, i, d : d + width]
+                    _load(lane, x_t, dt[b, i, d : d + width], width, far)
+                    _copy(lane[GY], gy[b, i, d : d + width], width)
+                    lane[TO_DT:] = 0
+                    B_t, C_t, to_B, to_C = B[b, i], C[b, i], gB[part, b, i], gC[part, b, i]
                     for n in range(size):
-                        bn, cn = B[b, i, n], C[b, i, n]
-                        if zoh:
-                            to_B, to_C = _back_zoh(
-                                state, past, lane, t, n, bn, cn, zero, ln2, width
-                            )
+                        if zoh is not None:
+                            more = _back_zoh(lane, state, past, t, n, B_t[n], C_t[n], width)
                         else:
-                            to_B, to_C = _back(state, past, lane, t, n, bn, cn, zero, width)
-                        gB[part, b, i, n] += to_B
-                        gC[part, b, i, n] += to_C
+                            more = _back(lane, state, past, t, n, B_t[n], C_t[n], width)
+                        to_B[n] += more[0]
+                        to_C[n] += more[1]
+                    to_x, to_dt = gx[b, i, d : d + width], gdt[b, i, d : d + width]
                     for w in range(width):
-                        if zoh:
-                            gx[b, i, d + w] = lane[TO_X, w]
-                            gdt[b, i, d + w] = lane[TO_DT, w]
-                        else:
-                            gx[b, i, d + w] = lane[TO_X, w] * lane[DT, w]
-                            gdt[b, i, d + w] = lane[TO_DT, w] * ln2 + lane[TO_X, w] * lane[X, w]
-            for n in range(size):
-                for w in range(width):
-                    gA[b, n, d + w] = state[n, GRAD_A, w]
+                        to_x[w] = lane[TO_X, w] * lane[DT, w]
+                        to_dt[w] = lane[TO_DT, w] * x.dtype.type(LN2) + lane[TO_X, w] * x_t[w]
+                for n in range(size):  # sums of sums lose fewer digits than one long sum
+                    to_A = gA[b, n, d : d + width]
+                    for w in range(width):
+                        to_A[w] += state[n, GRAD_A, w]
+                        state[n, GRAD_A, w] = 0

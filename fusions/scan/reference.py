@@ -33,7 +33,7 @@ def _exprel(z: Tensor) -> Tensor:
 
 
 def forward(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, zoh: bool
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, zoh: bool, keep: bool
 ) -> tuple[Tensor, Tensor]:
     """(y, nothing)."""
     return scan(x, dt, A, B, C, zoh), x.new_empty(0)
