@@ -53,10 +53,9 @@ def table() -> None:
         calls = {n: lambda f=f, s=streams: step(f, s) for n, f in heads.items()}
         for name, ms in least_ms(calls, 3).items():
             words = [sys.executable, "-W", "ignore", __file__, "--cell", name, str(length)]
-            used = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()[
-                -1
-            ]
-            print(f"video {length:<5} {name:<20} {ms:9.1f} ms {float(used):8.0f} MB", flush=True)
+            done = subprocess.run(words, capture_output=True, text=True, check=True)
+            used = max(0.0, float(done.stdout.split()[-1]))
+            print(f"video {length:<5} {name:<20} {ms:9.1f} ms {used:8.0f} MB", flush=True)
 
 
 def shares() -> None:

@@ -65,7 +65,7 @@ def test_there_are_exactly_the_folders_the_readme_speaks_of():
     assert folders == expected | {"benchmarks", "docs"}
 
 
-LONGER = {"kernels.py": 330}
+LONGER = {"kernels.py": 340}
 """numba's cache sees changes in the file of a kernel only, so all that kernels call stands there"""
 
 

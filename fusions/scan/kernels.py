@@ -130,11 +130,11 @@ def _copy(to, source, width):
 
 
 @njit(**INLINE)
-def _load_rates(state, rate, width):
+def _load_rates(state, rate):
     """Fill the row RATE; return the dt below which `exp2` holds for all of them."""
     least, fine = rate[0, 0] * 0, True
-    for n in range(len(rate)):
-        for w in range(width):
+    for n in range(rate.shape[0]):
+        for w in range(rate.shape[1]):
             a = rate[n, w]
             state[n, RATE, w] = a
             least = min(least, a)
@@ -145,13 +145,14 @@ def _load_rates(state, rate, width):
 
 @njit(**INLINE)
 def _load(lane, x, dt, width, far):
-    """Fill the rows DT and INPUT; return whether `exp2` holds for this token."""
+    """Fill the rows DT and INPUT, zeros to their end; return whether `exp2` holds here."""
     near = True
     for w in range(width):
         step = dt[w]
         near &= (step >= 0) & (step < far)
         lane[DT, w] = step
         lane[INPUT, w] = step * x[w]
+    lane[: INPUT + 1, width:] = 0
     return near
 
 
@@ -178,40 +179,48 @@ _step_zoh = _stepper(exp2_any, True)
 
 
 @njit(**KERNEL)
-def forward(first, last, x, dt, rate, B, C, zoh, y, kept, every):
-    """Do the jobs `first` to `last` of batch x blocks.
+def forward(first, last, x, dt, rate, B, C, zoh, y, kept, every, group):
+    """Do the jobs `first` to `last` of batch x groups of `group` blocks.
 
     Fill y (B, L, D), and kept (B, chunks - 1, N, D), if it is not empty, with the state after each
     `every` tokens but the last. rate is A log2(e), (N, D). All are contiguous. zoh is True or None,
-    so that numba compiles one rule only.
+    so that numba compiles one rule only. The blocks of a group take each token together: what they
+    read lies side by side, and the processor fetches ahead.
     """
     _, length, channels = x.shape
     size = len(rate)
-    blocks = (channels + LANES - 1) // LANES
+    groups = (channels + group * LANES - 1) // (group * LANES)
     lane = np.empty((3, LANES), x.dtype)
-    state = np.empty((size, 2, LANES), x.dtype)
+    states = np.empty((group, size, 2, LANES), x.dtype)
+    far = np.empty(group, x.dtype)
     for job in range(first, last):
-        b, d = job // blocks, job % blocks * LANES
-        width = min(LANES, channels - d)
-        lane[:], state[:] = 0, 0
-        far = _load_rates(state, rate[:, d : d + width], width)
+        b, left = job // groups, job % groups * group * LANES
+        blocks = min(group, (channels - left + LANES - 1) // LANES)
+        states[:] = 0
+        for i in range(blocks):
+            d = left + i * LANES
+            far[i] = _load_rates(states[i], rate[:, d : d + LANES])
         for t in range(length):
-            if kept.size > 0 and t > 0 and t % every == 0:
-                for n in range(size):
-                    _copy(kept[b, t // every - 1, n, d : d + width], state[n, STATE], width)
-            near = _load(lane, x[b, t, d : d + width], dt[b, t, d : d + width], width, far)
-            B_t, C_t, out = B[b, t], C[b, t], y[b, t, d : d + width]
-            lane[OUT, :] = 0
-            if zoh is not None:
-                for n in range(size):
-                    _step_zoh(lane, state, n, B_t[n], C_t[n])
-            elif near:
-                for n in range(size):
-                    _step(lane, state, n, B_t[n], C_t[n])
-            else:
-                for n in range(size):
-                    _step_any(lane, state, n, B_t[n], C_t[n])
-            _copy(out, lane[OUT], width)
+            B_t, C_t = B[b, t], C[b, t]
+            for i in range(blocks):
+                d, state = left + i * LANES, states[i]
+                width = min(LANES, channels - d)
+                if kept.size > 0 and t > 0 and t % every == 0:
+                    for n in range(size):
+                        _copy(kept[b, t // every - 1, n, d : d + width], state[n, STATE], width)
+                x_t, dt_t = x[b, t, d : d + width], dt[b, t, d : d + width]
+                near = _load(lane, x_t, dt_t, width, far[i])
+                lane[OUT, :] = 0
+                if zoh is not None:
+                    for n in range(size):
+                        _step_zoh(lane, state, n, B_t[n], C_t[n])
+                elif near:
+                    for n in range(size):
+                        _step(lane, state, n, B_t[n], C_t[n])
+                else:
+                    for n in range(size):
+                        _step_any(lane, state, n, B_t[n], C_t[n])
+                _copy(y[b, t, d : d + width], lane[OUT], width)
 
 
 def _repeater(power: Callable[..., Any], zoh: bool) -> Callable[..., Any]:
@@ -281,7 +290,7 @@ def backward(first, last, x, dt, rate, B, C, zoh, gy, kept, every, block, gx, gd
         b, part = job // parts, job % parts
         for d in range(blocks * part // parts * block, blocks * (part + 1) // parts * block, block):
             width = min(block, channels - d)
-            far = _load_rates(state, rate[:, d : d + width], width)
+            far = _load_rates(state, rate[:, d : d + width])
             state[:, ADJOINT:] = 0
             for chunk in range((length - 1) // every, -1, -1):
                 start = chunk * every
