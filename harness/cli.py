@@ -61,7 +61,7 @@ def plan(file: File, preset: Preset = None, set_: Set = None) -> None:
 
 @app.command()
 def sweep(
-    file: File,
+    files: Annotated[list[Path], typer.Argument(help="Sweep files, e.g. sweeps/table3.yaml.")],
     preset: Preset = None,
     set_: Set = None,
     launcher: Annotated[str, typer.Option(help="inline | local")] = "local",
@@ -73,47 +73,55 @@ def sweep(
         str, typer.Option(help="keep | rerun results made by code that has changed since.")
     ] = "keep",
 ) -> None:
-    """Bring every run of FILE to a result: skip what is done, resume what was interrupted.
+    """Bring every run of FILES to a result: skip what is done, resume what was interrupted.
 
     Example: harness sweep sweeps/table3.yaml --jobs 2
     """
     _one_of("--launcher", launcher, ("inline", "local"))
     _one_of("--stale", stale, ("keep", "rerun"))
-    planned = _planned(file, preset, set_)
+    planned = [_planned(file, preset, set_) for file in files]
     store, site = _store()
     if dry_run:
-        _print_plan(planned, store)
+        for one in planned:
+            _print_plan(one, store)
         return
     import harness.track as track
     from harness.config import ConfigError
     from harness.launch import launch
+    from harness.plan import together
     from harness.states import stale_runs
 
     track.prepare(store, site.mlflow_uri)
-    store.write_sweep(planned.record())
+    for one in planned:
+        store.write_sweep(one.record())
     jobs, threads = _shares(jobs or site.jobs, threads or site.threads, launcher)
-    rerun = stale_runs(planned, store) if stale == "rerun" else []
+    whole = together(planned)
+    rerun = stale_runs(whole, store) if stale == "rerun" else []
     with _goes_on():
-        outcome = launch(store, planned, launcher, jobs, threads, retry, rerun)
+        outcome = launch(store, whole, launcher, jobs, threads, retry, rerun)
     try:
         track.collect(store, site.mlflow_uri)
     except ConfigError as error:  # the run folders hold everything; only the export waits
         print(f"{error}\nMLflow is not up to date; `harness report` tries again", file=sys.stderr)
-    _print_outcome(outcome, planned)
+    for one in planned:
+        _print_outcome(outcome, one)
+    if outcome.failed:
+        raise typer.Exit(1)
 
 
 def _print_outcome(outcome: Outcome, planned: Sweep) -> None:
-    total = len({run.run_id for run in planned.runs})
+    ids = set(planned.run_ids)
+    now, before, failed = (
+        len(ids.intersection(part)) for part in (outcome.done, outcome.skipped, outcome.failed)
+    )
     print(
-        f"{planned.name}: {total} runs: {len(outcome.done)} done now, {len(outcome.skipped)} done "
-        f"before, {len(outcome.failed)} failed",
+        f"{planned.name}: {len(ids)} runs: {now} done now, {before} done before, {failed} failed",
         file=sys.stderr,
     )
     names = {run.run_id: f"{run.label}, seed {run.spec.seed}" for run in planned.runs}
     for run_id, why in outcome.failed.items():
-        print(f"FAILED  {run_id}  {names[run_id]}: {why}", file=sys.stderr)
-    if outcome.failed:
-        raise typer.Exit(1)
+        if run_id in names:
+            print(f"FAILED  {run_id}  {names[run_id]}: {why}", file=sys.stderr)
 
 
 @app.command()

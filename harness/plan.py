@@ -101,6 +101,13 @@ class Sweep:
         }
 
 
+def together(sweeps: Sequence[Sweep]) -> Sweep:
+    """All runs of several sweeps, to be launched as one."""
+    runs = tuple(run for sweep in sweeps for run in sweep.runs)
+    paths = {key: path for sweep in sweeps for key, path in sweep.paths.items()}
+    return replace(sweeps[0], name=", ".join(s.name for s in sweeps), runs=runs, paths=paths)
+
+
 def plan(file: Path, preset: str | None = None, settings: Sequence[str] = ()) -> Sweep:
     """All runs of `file` under `preset` (its first one by default), with `key=value` settings.
 

@@ -172,6 +172,19 @@ def test_two_sweeps_at_once_run_everything_exactly_once(tmp_path, sweep_file):
     assert all(run.state() == "done" for run in store.runs())
 
 
+def test_two_sweeps_named_in_one_command_share_its_workers(tmp_path, sweep_file):
+    sweep_file("runs: {text: {}, more: {head: pre_logits}}\n", "one.yaml")
+    sweep_file("runs: {less: {}, none: {fusion: {name: mean}}}\n", "two.yaml")
+    code, _, err = harness(tmp_path, "sweep", "one.yaml", "two.yaml", "--jobs", "2")
+    assert code == 0, err
+    assert len(re.findall(r"^done ", err, re.M)) == 3  # `text` and `less` are one run
+    assert "one: 2 runs: 2 done now, 0 done before, 0 failed" in err
+    assert "two: 2 runs: 2 done now" in err
+    code, _, err = harness(tmp_path, "sweep", "two.yaml", "absent.yaml")
+    assert code == 2
+    assert "absent.yaml" in err
+
+
 def test_a_failed_run_does_not_stop_the_others_and_is_named_at_the_end(tmp_path, sweep_file):
     sweep_file("runs: {bad: {label: Bad, train.peak_lr.fusion: 1e30}, good: {}}\n")
     code, _, err = harness(tmp_path, "sweep", "tiny.yaml")
