@@ -1,11 +1,14 @@
 """The selective scan: the plain loop against numbers worked by hand, every backend against it."""
 
 import math
+import mmap
+import re
 import subprocess
 import sys
 import textwrap
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +23,7 @@ from fusions.scan import (
     chunked,
     compiled,
     cuda,
+    pages,
     reference,
     scan_macs,
     selective_scan,
@@ -447,6 +451,28 @@ def test_auto_takes_the_compiled_loops_in_single_precision_on_a_cpu_and_says_so(
         IMPLEMENTATIONS.clear()
         selective_scan(*inputs)
         assert {"selective_scan": name} == IMPLEMENTATIONS
+
+
+@pytest.mark.skipif(
+    not hasattr(mmap, "MADV_HUGEPAGE") or not Path("/proc/self/smaps").exists(),
+    reason="large pages are asked for on Linux only",
+)
+def test_a_large_result_asks_for_large_pages_and_a_small_one_does_not() -> None:
+    def asked(t: Tensor) -> bool:
+        middle = t.data_ptr() + t.nbytes // 2
+        inside = False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+                inside = int(found[1], 16) <= middle < int(found[2], 16)
+            elif inside and line.startswith("VmFlags:"):
+                return "hg" in line.split()
+        raise AssertionError("the memory of the tensor is not mapped")
+
+    like = torch.empty(40, 1000, 256).transpose(0, 1)
+    large = pages.empty_like(like)
+    assert (large.shape, large.dtype, large.is_contiguous()) == (like.shape, like.dtype, True)
+    assert asked(large)
+    assert not asked(pages.empty_like(torch.empty(8, 8)))
 
 
 def test_a_forked_worker_computes_the_same_and_does_not_abort() -> None:

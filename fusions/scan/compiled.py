@@ -15,7 +15,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from fusions.scan import chunked, threads
+from fusions.scan import chunked, pages, threads
 
 LOG2_E = math.log2(math.e)
 BLOCK_STATES = 4096
@@ -47,7 +47,7 @@ def forward(
         return y, x.new_empty(kept_shape(*x.shape, size) if keep else 0)
     from fusions.scan import kernels
 
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    y = pages.empty_like(x)
     chunks = kept_shape(*x.shape, size)
     kept = x.new_empty(chunks if keep else (0, *chunks[1:]))
     blocks = -(-x.shape[2] // kernels.LANES)
@@ -72,7 +72,7 @@ def backward(
 
     block = min(width, max(NARROWEST, min(WIDEST, BLOCK_STATES // size)))
     parts = min(-(-width // block), -(-JOBS // batch), max(1, width // (8 * size)))
-    gx, gdt = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, dt))
+    gx, gdt = pages.empty_like(x), pages.empty_like(dt)
     gA = x.new_zeros(batch, size, width)
     gB, gC = x.new_zeros(2, parts, batch, length, size)
     inputs = (*_inputs(x, dt, A, B, C), zoh or None, gy.contiguous(), kept, 2 * size, block)

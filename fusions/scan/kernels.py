@@ -180,26 +180,28 @@ _step_zoh = _stepper(exp2_any, True)
 
 @njit(**KERNEL)
 def forward(first, last, x, dt, rate, B, C, zoh, y, kept, every, group):
-    """Do the jobs `first` to `last` of batch x groups of `group` blocks.
+    """Do the jobs `first` to `last` of groups of `group` blocks x batch.
 
     Fill y (B, L, D), and kept (B, chunks - 1, N, D), if it is not empty, with the state after each
     `every` tokens but the last. rate is A log2(e), (N, D). All are contiguous. zoh is True or None,
     so that numba compiles one rule only. The blocks of a group take each token together: what they
     read lies side by side, and the processor fetches ahead.
     """
-    _, length, channels = x.shape
-    size = len(rate)
-    groups = (channels + group * LANES - 1) // (group * LANES)
+    batch, length, channels = x.shape
+    size, loaded = len(rate), -1
     lane = np.empty((3, LANES), x.dtype)
-    states = np.empty((group, size, 2, LANES), x.dtype)
+    states = np.zeros((group, size, 2, LANES), x.dtype)
     far = np.empty(group, x.dtype)
     for job in range(first, last):
-        b, left = job // groups, job % groups * group * LANES
+        which, b = job // batch, job % batch
+        left = which * group * LANES
         blocks = min(group, (channels - left + LANES - 1) // LANES)
-        states[:] = 0
+        states[:, :, STATE] = 0
         for i in range(blocks):
-            d = left + i * LANES
-            far[i] = _load_rates(states[i], rate[:, d : d + LANES])
+            if which != loaded:
+                d = left + i * LANES
+                far[i] = _load_rates(states[i], rate[:, d : d + LANES])
+        loaded = which
         for t in range(length):
             B_t, C_t = B[b, t], C[b, t]
             for i in range(blocks):

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ALONE = 1 << 18
+ALONE = 1 << 19
 """less work is not worth a second thread"""
 
 _SHARE = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
