@@ -181,7 +181,7 @@ def run(
         except LeaseTaken as error:
             _fail(f"{folder.name}: {error}")
     result = Store(folder.parent).run(folder.name).result() or {}
-    for name, value in sorted(result["metrics"].items()):
+    for name, value in sorted(result.get("metrics", {}).items()):
         print(f"{name:<32} {100 * value:6.2f}")
 
 

@@ -75,7 +75,8 @@ class Feed:
             labels,
         )
 
-    def batches(self, size: int) -> Iterator[Batch]:
-        """All samples in order, the last batch short."""
-        for start in range(0, len(self), size):
-            yield self.batch(np.arange(start, min(start + size, len(self))))
+    def batches(self, size: int, part: range | None = None) -> Iterator[Batch]:
+        """All samples in order, or a part of them, the last batch short."""
+        part = range(len(self)) if part is None else part
+        for start in range(part.start, part.stop, size):
+            yield self.batch(np.arange(start, min(start + size, part.stop)))

@@ -23,8 +23,8 @@ from harness.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = (
-    "checkpoint", "contracts", "cost", "evaluate", "feed", "measure", "model", "reference", "run",
-    "spec", "splits", "tokens", "train", "unpickle", "weights",
+    "checkpoint", "contracts", "cost", "distributed", "evaluate", "feed", "measure", "model",
+    "reference", "resume", "run", "spec", "splits", "tokens", "train", "unpickle", "weights",
 )  # fmt: skip
 """modules of the harness that a result depends on"""
 PACKAGES = (

@@ -7,7 +7,9 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,69 +19,139 @@ from safetensors.torch import save
 
 from harness.contracts import Dataset, Encoder
 from harness.cost import cost
+from harness.distributed import Group, World, find_world, opened
 from harness.evaluate import Predictions, scores
 from harness.feed import Feed
 from harness.files import file_digest, remove_partial, write_atomic
-from harness.lease import Lease, me
+from harness.lease import Lease, LeaseLost, LeaseTaken, me
 from harness.measure import measure
 from harness.model import Model, check_complete, load_weights, starts_random
 from harness.provenance import code_digests, environment, together
 from harness.registry import IMPLEMENTATIONS, load_plugins
+from harness.resume import Stopped
 from harness.spec import Paths, RunSpec, dataset_of
 from harness.splits import fetch
 from harness.store import RunFolder, Store
-from harness.train import OnStep, predict, train
+from harness.train import OnStep, Stop, predict, train
 
 MAX_FIT_SAMPLES = 8192
 """samples an encoder's `fit` sees at most"""
+ALONE = ("cost", "logistic_regression")
+"""methods that one process does, however many there are"""
 
 
-def run(store: Store, run_id: str, on_step: OnStep, threads: int = 1) -> None:
+def run(
+    store: Store,
+    run_id: str,
+    on_step: OnStep,
+    threads: int = 1,
+    stop: Stop = lambda: False,
+) -> None:
     """Do the run `run_id`, whose spec is stored; if it is done already, nothing happens.
 
-    Raises LeaseTaken if another process is at it. Any other exception is a failure of the run; its
-    trace is stored first.
+    Called in every process that a launcher started for the run; they share the work, and rank 0
+    writes. `stop` is asked after each step of training. Raises Stopped when it said so in any
+    process: the run is interrupted then, and goes on at that step. Raises LeaseTaken if others are
+    at the run. Any other exception is a failure; its trace, of whichever rank, is stored first.
     """
-    folder = store.run(run_id)
-    with folder.lease() as lease:
-        if folder.state() == "done":
+    folder, world = store.run(run_id), find_world()
+    if world.size > 1 and folder.method() in ALONE:
+        if world.rank > 0:
             return
+        world = World()
+    with opened(world) as group, _claimed(folder, group) as lease:
+        if group.tell(folder.state() == "done"):
+            return
+        if group.watch is not None and lease is not None:
+            group.watch.on_failure = partial(_store_failure, folder, lease)
         try:
-            _run(store, folder, lease, on_step, threads)
-        except Exception:
-            lease.check()
-            with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
-                folder.write_failure(traceback.format_exc())
+            _run(_Job(store, folder, lease, group, on_step, stop), threads)
+        except Stopped:
+            raise
+        except Exception as error:
+            trace = group.failed(error, traceback.format_exc())
+            if lease is not None:
+                lease.check()
+                _store_failure(folder, lease, trace)
+            elif trace is not None:
+                print(trace, file=sys.stderr)
             raise
 
 
-def _run(store: Store, folder: RunFolder, lease: Lease, on_step: OnStep, threads: int) -> None:
+@dataclass(frozen=True)
+class _Job:
+    """What a run is given beside its spec."""
+
+    store: Store
+    folder: RunFolder
+    lease: Lease | None
+    """of rank 0, which alone writes"""
+    group: Group
+    on_step: OnStep
+    stop: Stop
+
+
+@contextlib.contextmanager
+def _claimed(folder: RunFolder, group: Group) -> Iterator[Lease | None]:
+    """Rank 0 has the lease, or LeaseTaken is raised in every rank."""
+    with contextlib.ExitStack() as held:
+        lease = taken = None
+        if group.rank == 0:
+            try:
+                lease = held.enter_context(folder.lease())
+            except LeaseTaken as error:
+                taken = str(error)
+        taken = group.tell(taken)
+        if taken is not None:
+            raise LeaseTaken(taken)
+        yield lease
+
+
+def _store_failure(folder: RunFolder, lease: Lease, trace: str | None) -> None:
+    with contextlib.suppress(LeaseLost, OSError):  # a full disk must not hide what went wrong
+        lease.check()
+        if trace is not None:
+            folder.write_failure(trace)
+
+
+def _run(job: _Job, threads: int) -> None:
     started = time.time()
     load_plugins()
+    folder, lease, group = job.folder, job.lease, job.group
     stored = folder.spec()
     spec, paths = RunSpec(**stored["spec"]), stored["paths"]
     if spec.run_id != folder.run_id:
         raise ValueError(f"spec.json has the id {spec.run_id}, its folder is {folder.run_id}")
+    if spec.train.method == "gradient" and spec.train.batch_size < group.size:
+        raise ValueError(
+            f"train.batch_size is {spec.train.batch_size}, too few for {group.size} processes: "
+            f"each takes a share of every batch"
+        )
     dataset = dataset_of(spec, paths)
     if dataset.fingerprint() != spec.fingerprint:
         raise ValueError(f"the data of {spec.data.name} have changed since the run was planned")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if folder.checkpoints():  # another number of threads would give other bits
         threads = folder.env().get("threads", threads)
+    threads = group.tell(threads)
     env = environment(threads, torch.cuda.get_device_name() if device.type == "cuda" else "cpu")
+    env["world"] = group.size
     begun = folder.env().get("code", {}) if folder.checkpoints() else {}
     env["code"] = together(begun, code_digests(spec))
-    remove_partial(folder.path)
-    folder.write_env(env)
-    folder.add_attempt({**me(), "time": started, "commit": env["commit"]})
+    if lease is not None:
+        remove_partial(folder.path)
+        folder.write_env(env)
+        folder.add_attempt({**me(), "time": started, "commit": env["commit"]})
     _fix_randomness(spec.seed, threads)
     IMPLEMENTATIONS.clear()
-    needed = _needed_weights(store, spec)
+    needed = _needed_weights(job.store, spec)
     if spec.train.method == "cost":
         counted = {**cost(spec, dataset, paths), **measure(spec, dataset, paths, device)}
-        found = {"metrics": {}, "cost": counted}
+        found: dict[str, Any] | None = {"metrics": {}, "cost": counted}
     else:
-        found = _learn(spec, dataset, paths, needed, device, store, folder, lease, on_step)
+        found = _learn(spec, dataset, paths, needed, device, job)
+    if lease is None or found is None:
+        return
     lease.check()
     folder.write_result(
         {
@@ -102,35 +174,45 @@ def _learn(
     paths: Paths,
     needed: Path | None,
     device: torch.device,
-    store: Store,
-    folder: RunFolder,
-    lease: Lease,
-    on_step: OnStep,
-) -> dict[str, Any]:
-    """Train and evaluate; writes weights and predictions, returns the rest of the result."""
-    model, loaded = _build(spec, dataset, paths, needed)
+    job: _Job,
+) -> dict[str, Any] | None:
+    """Train and evaluate; rank 0 writes weights and predictions, and has the rest of the result."""
+    folder, lease, group = job.folder, job.lease, job.group
+    model, loaded = _build(spec, dataset, paths, needed, told=group.rank == 0)
+    group.align(model)
     model.to(device)
     splits = ("select", "test") if spec.train.method == "evaluate" else ("train", "select", "test")
-    feeds = {split: Feed(spec, dataset, split, model, device, store.tokens) for split in splits}
-    counted = cost(spec, dataset, paths)
-    torch.manual_seed(spec.seed)  # the store of tokens may or may not have drawn numbers
-    predictions: Mapping[str, Predictions]
+
+    def feed_all() -> dict[str, Feed]:
+        tokens = job.store.tokens
+        return {split: Feed(spec, dataset, split, model, device, tokens) for split in splits}
+
+    # the tokens of frozen encoders are computed and stored by rank 0, and read by the others
+    feeds = group.in_turn(feed_all) if model.frozen else feed_all()
+    counted = cost(spec, dataset, paths) if group.rank == 0 else {}
+    torch.manual_seed(group.seed(spec.seed))  # the store of tokens may have drawn numbers or not
+    predictions: Mapping[str, Predictions | None]
     if spec.train.method == "logistic_regression":
         from harness import reference  # scikit-learn, which no other run needs
 
         predictions, counted["coefficients"] = reference.fit(spec, model, feeds, dataset.targets)
     else:
         if spec.train.method == "gradient":
-            train(spec, model, feeds, folder, lease, on_step)
-        predictions = {split: predict(model, feeds[split], spec) for split in ("select", "test")}
+            train(spec, model, feeds, folder, lease, job.on_step, group, job.stop)
+        predictions = {
+            split: predict(model, feeds[split], spec, group) for split in ("select", "test")
+        }
+    whole = {split: said for split, said in predictions.items() if said is not None}
+    if lease is None:
+        return None
     lease.check()
     weights = save({k: v.cpu() for k, v in model.trained_state().items()})
     write_atomic(folder.weights_file, lambda out: out.write(weights))
-    folder.write_predictions(predictions["test"])
+    folder.write_predictions(whole["test"])
     return {
         "metrics": {
             f"{split}/{name}": value
-            for split, said in predictions.items()
+            for split, said in whole.items()
             for name, value in scores(said).items()
         },
         "ceiling": ceiling_name(spec, model),
@@ -148,11 +230,11 @@ def ceiling_name(spec: RunSpec, model: Model) -> str:
 
 
 def _build(
-    spec: RunSpec, dataset: Dataset, paths: Paths, needed: Path | None
+    spec: RunSpec, dataset: Dataset, paths: Paths, needed: Path | None, told: bool
 ) -> tuple[Model, dict[str, Any]]:
     """The model with its starting weights, and what was loaded from where.
 
-    Encoders that start at random see the train split.
+    `told`: on stderr too. Encoders that start at random see the train split.
     """
     model = Model(spec, dataset, paths)
     for stream, encoder in model.encoders.items():
@@ -160,8 +242,8 @@ def _build(
         if learns and starts_random(spec, stream):
             encoder.fit(_train_raws(dataset, stream))  # type: ignore[operator]
     loaded = load_weights(model, spec, paths, needed)
-    for stream, told in loaded.items():
-        print(f"{stream}: weights {_in_words(told)}", file=sys.stderr)
+    for stream, found in loaded.items() if told else ():
+        print(f"{stream}: weights {_in_words(found)}", file=sys.stderr)
     if spec.train.method == "evaluate":
         check_complete(model, loaded)
     return model, loaded

@@ -4,7 +4,7 @@ runs/<run id>/        spec.json        what was asked; its hash is the folder's 
                       env.json         where and with what it ran
                       attempts.jsonl   one line each time work on it began
                       metrics.jsonl    one line per epoch
-                      checkpoint.pt    the last epoch; checkpoint.previous.pt the one before
+                      checkpoint.pt    where training stands; checkpoint.previous.pt the one before
                       weights.safetensors, predictions.npz
                       failure.json     trace of the last attempt, if it failed
                       result.json      written last: it exists = the run is done
@@ -75,6 +75,11 @@ class RunFolder:
     def spec(self) -> dict[str, Any]:
         """`{"spec": ..., "paths": ...}`."""
         return dict(read_json(self.spec_file) or {})
+
+    def method(self) -> str | None:
+        """`train.method` of the spec."""
+        method = self.spec().get("spec", {}).get("train", {}).get("method")
+        return None if method is None else str(method)
 
     def write_env(self, env: Mapping[str, Any]) -> None:
         write_json(self.path / "env.json", env)

@@ -1,14 +1,17 @@
-"""The training loop: schedule, parameter groups, exact resume.
+"""The training loop: schedule, parameter groups, stopping and going on.
 
 A run is a function of its spec: batch order is keyed by (seed, pass), the learning rate by the
-step, and the checkpoint holds what is left (weights, optimiser, random state). Killed at any moment
-and started again, it ends with the same bits on a CPU with the same number of threads. On CUDA the
-scan's backward is not deterministic: there a resumed run continues, it does not repeat bit for bit.
+step, and the checkpoint holds what is left (weights, optimiser, random state). Killed or stopped
+at any moment and started again, it ends with the same bits on a CPU with the same number of threads
+and processes. On CUDA the scan's backward is not deterministic: there a resumed run continues, it
+does not repeat bit for bit.
+
+Several processes each take a share of every batch. Which samples a batch holds does not depend on
+their number, and the gradient is that of the whole batch, whatever the shares.
 """
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -19,10 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from harness.distributed import Group
 from harness.evaluate import Predictions, scores
 from harness.feed import Feed
 from harness.lease import Lease
 from harness.model import Model
+from harness.resume import Keeper, Place, Stopped
 from harness.spec import RunSpec, TrainSpec
 from harness.splits import Labels, batch_indices
 from harness.store import RunFolder
@@ -32,7 +37,9 @@ NO_DECAY_NAMES = {"A_log", "D"}
 EVALUATION_BATCH = 256
 
 OnStep = Callable[[int, int, float], None]
-"""called with (step, steps in all, loss)"""
+"""called in every process with (step, steps in all, loss)"""
+Stop = Callable[[], bool]
+"""asked in every process after each step; True in any of them stops the run"""
 
 
 def train(
@@ -40,60 +47,107 @@ def train(
     model: Model,
     feeds: Mapping[str, Feed],
     folder: RunFolder,
-    lease: Lease,
+    lease: Lease | None,
     on_step: OnStep,
+    group: Group,
+    stop: Stop,
 ) -> None:
-    """Train `model` in place; one line of metrics and one checkpoint per epoch."""
+    """Train `model` in place; one line of metrics and one checkpoint per epoch, further checkpoints
+    by the clock. The process that has the lease writes them.
+
+    Raises Stopped, with a checkpoint written, once `stop` says so.
+    """
     config = spec.train
     per_epoch = config.steps_per_epoch or len(feeds["train"]) // config.batch_size
-    total = per_epoch * config.epochs
-    groups = parameter_groups(model, config)
-    optimiser = make_optimiser(groups, config)
-    first = _resume(folder, model, optimiser)
-    folder.cut_metrics(first)
-    for epoch in range(first + 1, config.epochs + 1):
-        started = time.time()
+    optimiser = make_optimiser(parameter_groups(model, config), config)
+    keeper = Keeper(folder, lease, group, model, optimiser)
+    place = keeper.load()
+    if lease is not None:
+        folder.cut_metrics(place.epoch)
+    trained = group.wrap(model)
+
+    def step_once(step: int) -> float:
+        total = per_epoch * config.epochs
+        set_learning_rates(optimiser, step, total, per_epoch, config)
+        return train_step(spec, trained, feeds["train"], optimiser, step, group)
+
+    for epoch in range(place.epoch + 1, config.epochs + 1):
+        started = time.time() - place.seconds
         model.train()
-        loss_sum = torch.zeros((), dtype=torch.float64)
-        for step in range((epoch - 1) * per_epoch, epoch * per_epoch):
-            set_learning_rates(optimiser, step, total, per_epoch, config)
-            loss = train_step(spec, model, feeds["train"], optimiser, step)
-            loss_sum += loss
-            on_step(step + 1, total, loss)
-        mean_loss = float(loss_sum) / max(1, per_epoch)
+        mean_loss = _epoch(place, per_epoch, config.epochs, step_once, keeper, on_step, stop)
         if not math.isfinite(mean_loss):
             raise FloatingPointError(f"the loss is {mean_loss} in epoch {epoch}; lower the rates")
-        row = {f"select/{k}": v for k, v in scores(predict(model, feeds["select"], spec)).items()}
-        lease.check()
-        folder.append_metrics(
-            {
-                "epoch": epoch,
-                "step": epoch * per_epoch,
-                "time": time.time(),
-                "epoch_seconds": time.time() - started,
-                "train/loss": mean_loss,
-                **{f"lr/{group['part']}": group["lr"] for group in optimiser.param_groups},
-                **row,
-            }
-        )
-        _save(folder, model, optimiser, epoch)
+        said = predict(model, feeds["select"], spec, group)
+        if lease is not None and said is not None:
+            lease.check()
+            folder.append_metrics(
+                {
+                    "epoch": epoch,
+                    "step": epoch * per_epoch,
+                    "time": time.time(),
+                    "epoch_seconds": time.time() - started,
+                    "train/loss": mean_loss,
+                    **{f"lr/{part['part']}": part["lr"] for part in optimiser.param_groups},
+                    **{f"select/{name}": value for name, value in scores(said).items()},
+                }
+            )
+        place = Place(epoch)
+        keeper.save(place)
+
+
+def _epoch(
+    place: Place,
+    per_epoch: int,
+    epochs: int,
+    step_once: Callable[[int], float],
+    keeper: Keeper,
+    on_step: OnStep,
+    stop: Stop,
+) -> float:
+    """The rest of the epoch that `place` is in; the mean loss of all of it."""
+    started = time.time() - place.seconds
+    loss_sum = place.loss_sum
+    for done in range(place.step + 1, per_epoch + 1):
+        step = place.epoch * per_epoch + done
+        loss, asked, due = keeper.group.add(step_once(step - 1), stop(), keeper.due())
+        loss_sum += loss
+        on_step(step, per_epoch * epochs, loss)
+        if asked or due:
+            keeper.save(Place(place.epoch, done, loss_sum, time.time() - started))
+        if asked:
+            keeper.group.meet()  # the checkpoint is there: a launcher may end all ranks with one
+            raise Stopped(f"stopped after step {step}")
+    return loss_sum / max(1, per_epoch)
 
 
 def train_step(
-    spec: RunSpec, model: Model, feed: Feed, optimiser: torch.optim.Optimizer, step: int
+    spec: RunSpec,
+    model: nn.Module,
+    feed: Feed,
+    optimiser: torch.optim.Optimizer,
+    step: int,
+    group: Group,
 ) -> float:
-    """One optimiser step; the loss (sum of the targets' cross-entropies) before it."""
+    """One optimiser step; this rank's part of the loss (sum of the targets' cross-entropies, mean
+    over the whole batch) before it."""
     config = spec.train
-    batch = feed.batch(batch_indices(spec.seed, step, config.batch_size, len(feed)))
-    with torch.autocast(feed.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        logits = model(batch.inputs, batch.side)
-        loss = total_loss(logits, batch.targets, config.label_smoothing)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    indices = batch_indices(spec.seed, step, config.batch_size, len(feed))
+    own = group.share(len(indices))
+    batch = feed.batch(indices[own.start : own.stop])
+    share = len(own) / len(indices)
+    with group.exchanging():
+        with torch.autocast(
+            feed.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
+        ):
+            logits = model(batch.inputs, batch.side)
+            loss = total_loss(logits, batch.targets, config.label_smoothing)
+        optimiser.zero_grad(set_to_none=True)
+        # gradients are means over the ranks, whose shares may be unequal
+        (loss * (share * group.size)).backward()
     if config.clip_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
     optimiser.step()
-    return float(loss.detach())
+    return float(loss.detach()) * share
 
 
 def total_loss(
@@ -108,24 +162,28 @@ def total_loss(
 
 
 @torch.no_grad()
-def predict(model: Model, feed: Feed, spec: RunSpec) -> Predictions:
-    """Logits of a whole split, in its order."""
+def predict(model: Model, feed: Feed, spec: RunSpec, group: Group) -> Predictions | None:
+    """Logits of a whole split, in its order, at rank 0; None in the other ranks."""
     model.eval()
     labels, logits = [], []
-    for batch in feed.batches(EVALUATION_BATCH):
+    for batch in feed.batches(EVALUATION_BATCH, group.share(len(feed))):
         with torch.autocast(
             feed.device.type, torch.bfloat16, enabled=spec.train.precision == "bfloat16"
         ):
             out = model(batch.inputs, batch.side)
         labels.append(batch.labels)
         logits.append({name: value.float().cpu().numpy() for name, value in out.items()})
-    joined = Labels.join(labels)
+    parts = group.collect((labels, logits))
+    if parts is None:
+        return None
+    joined = Labels.join([each for of_rank, _ in parts for each in of_rank])
+    said = [each for _, of_rank in parts for each in of_rank]
     return Predictions(
         joined.ids,
         joined.groups,
         joined.subsets,
         joined.targets,
-        {name: np.concatenate([part[name] for part in logits]) for name in logits[0]},
+        {name: np.concatenate([part[name] for part in said]) for name in said[0]},
     )
 
 
@@ -185,35 +243,3 @@ def learning_rate(
         return start + (peak - start) * step / warmup
     progress = (step - warmup) / max(1, total - 1 - warmup)
     return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def _save(folder: RunFolder, model: Model, optimiser: torch.optim.Optimizer, epoch: int) -> None:
-    state = {
-        "epoch": epoch,
-        "model": model.trained_state(),
-        "optimiser": optimiser.state_dict(),
-        "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-    whole = io.BytesIO()  # torch would hide why writing failed, e.g. a full disk
-    torch.save(state, whole)
-    folder.save_checkpoint(lambda out: out.write(whole.getbuffer()))
-
-
-def _resume(folder: RunFolder, model: Model, optimiser: torch.optim.Optimizer) -> int:
-    """Load the newest readable checkpoint; the number of epochs it has behind it."""
-    for file in folder.checkpoints():
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception:  # whatever bytes torch or pickle trip over: the one before it is whole
-            continue
-        missing = model.load_state_dict(state["model"], strict=False).missing_keys
-        frozen = tuple(f"encoders.{stream}." for stream in model.frozen)
-        if any(not name.startswith(frozen) for name in missing):
-            raise ValueError(f"{file}: lacks {missing}")
-        optimiser.load_state_dict(state["optimiser"])
-        torch.set_rng_state(state["rng"])
-        if torch.cuda.is_available() and state["cuda_rng"]:
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
-        return int(state["epoch"])
-    return 0
