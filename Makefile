@@ -1,10 +1,11 @@
 # make demo: install and run the main job.  make test: install if needed and run the tests.
+# make test-slurm: the tests on a real SLURM, which they install and start (Debian, root).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: all demo test test-slow check format install
+.PHONY: all demo test test-slow test-slurm check format install
 
 all: check test
 
@@ -21,10 +22,13 @@ demo: $(INSTALLED)
 	$(BIN)/harness report watch table3 --preset demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not slurm"
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+test-slurm: $(INSTALLED)
+	$(BIN)/python -m pytest -m slurm tests/slurm
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

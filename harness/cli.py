@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from harness.cli_jobs import jobs as job_commands
+from harness.cli_jobs import submit
+
 if TYPE_CHECKING:
     from harness.launch import Outcome
     from harness.plan import Sweep
@@ -27,6 +30,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(job_commands)
 
 File = Annotated[Path, typer.Argument(help="Sweep file, e.g. sweeps/table3.yaml.")]
 Target = Annotated[Path, typer.Argument(help="Sweep file, or the spec.json of a run folder.")]
@@ -64,7 +69,7 @@ def sweep(
     files: Annotated[list[Path], typer.Argument(help="Sweep files, e.g. sweeps/table3.yaml.")],
     preset: Preset = None,
     set_: Set = None,
-    launcher: Annotated[str, typer.Option(help="inline | local")] = "local",
+    launcher: Annotated[str, typer.Option(help="inline | local | slurm")] = "local",
     jobs: Annotated[int | None, typer.Option(help="Runs at once (local).", min=1)] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of each run.", min=1)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
@@ -72,15 +77,23 @@ def sweep(
     stale: Annotated[
         str, typer.Option(help="keep | rerun results made by code that has changed since.")
     ] = "keep",
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the jobs to their end.")] = False,
+    snapshot: Annotated[
+        bool, typer.Option(help="Jobs run the code as it is now (slurm), or as it will be.")
+    ] = True,
 ) -> None:
     """Bring every run of FILES to a result: skip what is done, resume what was interrupted.
 
     Example: harness sweep sweeps/table3.yaml --jobs 2
     """
-    _one_of("--launcher", launcher, ("inline", "local"))
+    _one_of("--launcher", launcher, ("inline", "local", "slurm"))
     _one_of("--stale", stale, ("keep", "rerun"))
     planned = [_planned(file, preset, set_) for file in files]
     store, site = _store()
+    if launcher == "slurm" and any(r.spec.train.method != "cost" for p in planned for r in p.runs):
+        again = {"retry": retry, "stale": stale == "rerun", "dry_run": dry_run}
+        code = submit(planned, store, site, threads, **again, wait=wait, snapshot=snapshot)
+        raise typer.Exit(code)
     if dry_run:
         for one in planned:
             _print_plan(one, store)
@@ -91,18 +104,21 @@ def sweep(
     from harness.plan import together
     from harness.states import stale_runs
 
-    track.prepare(store, site.mlflow_uri)
+    try:
+        track.prepare(store, site.mlflow_uri)
+    except track.ServerAway as error:
+        print(f"{error}; the sweep goes on", file=sys.stderr)
     for one in planned:
         store.write_sweep(one.record())
     jobs, threads = _shares(jobs or site.jobs, threads or site.threads, launcher)
     whole = together(planned)
     rerun = stale_runs(whole, store) if stale == "rerun" else []
     with _goes_on():
-        outcome = launch(store, whole, launcher, jobs, threads, retry, rerun)
+        outcome = launch(store, whole, launcher, jobs, threads, retry, rerun, site.mlflow_uri)
     try:
         track.collect(store, site.mlflow_uri)
     except ConfigError as error:  # the run folders hold everything; only the export waits
-        print(f"{error}\nMLflow is not up to date; `harness report` tries again", file=sys.stderr)
+        print(f"{error}\nMLflow is not up to date; `harness sync` tries again", file=sys.stderr)
     for one in planned:
         _print_outcome(outcome, one)
     if outcome.failed:
@@ -158,6 +174,7 @@ def run(
     Example: harness run runs/430fc231dd0a/spec.json
     """
     from harness.lease import LeaseTaken
+    from harness.live_sync import syncing
     from harness.progress import Live
     from harness.run import run as execute
     from harness.store import Store
@@ -168,7 +185,8 @@ def run(
     stored = Store(folder.parent).run(folder.name).spec()
     if not isinstance(stored.get("spec"), dict) or _run_id(stored["spec"]) != folder.name:
         _fail(f"{spec}: not the spec of a run called {folder.name}")
-    with _goes_on(), Live() as live:
+    store, uri = Store(folder.parent), _store()[1].mlflow_uri
+    with _goes_on(), Live() as live, syncing(store, folder.name, uri):
         try:
             execute(
                 Store(folder.parent),
@@ -206,7 +224,9 @@ def report(
     track.collect(store, site.mlflow_uri)
     wanted = [name for name in tables.split(",") if name]
     folder = out or store.report_folder
-    print(build(store, track.uri(store, site.mlflow_uri), sweeps or [], preset, wanted, folder))
+    address = track.uri(store, site.mlflow_uri)
+    with track.answering(store, site.mlflow_uri):
+        print(build(store, address, sweeps or [], preset, wanted, folder))
     print(f"written to {folder}", file=sys.stderr)
 
 
@@ -286,7 +306,8 @@ def main() -> None:
         print(f"{error.filename or 'harness'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
-        if type(error).__name__ != "ConfigError":  # its module is only imported when needed
+        names = {base.__name__ for base in type(error).__mro__}
+        if "ConfigError" not in names:  # its module is only imported when needed
             raise
         print(error, file=sys.stderr)
         sys.exit(2)

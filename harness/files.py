@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
+import time
 import uuid
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from harness.config import ConfigError
+
+LOCK_POLL_SECONDS = 0.05
 
 
 def write_atomic(file: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -37,6 +41,22 @@ def remove_partial(folder: Path) -> None:
     for file in folder.glob(".*"):
         if re.fullmatch(r"\..+\.[0-9a-f]{8}", file.name):
             file.unlink()
+
+
+def lock_within(file: IO[Any], seconds: float) -> bool:
+    """Lock an open file until it is closed; False if others held it for all of `seconds`.
+
+    Raises OSError where the file system has no locks.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(LOCK_POLL_SECONDS)
 
 
 def write_json(file: Path, value: Any) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.lease import LeaseTaken
+from harness.live_sync import syncing
 from harness.plan import PlannedRun, Sweep
 from harness.progress import Live, epoch_note
 from harness.provenance import changes
@@ -62,7 +63,7 @@ class _Queue:
             elif (state := self.store.run(run.run_id).state()) == "done":
                 self.settle(run, None)
             elif state == "failed" and self.failed_elsewhere(run):
-                self.settle(run, last_line(self.store.run(run.run_id)))
+                self.settle(run, self.store.run(run.run_id).failure_line())
             elif not missing and state != "running":
                 self.waiting.remove(run)
                 return run
@@ -91,40 +92,50 @@ def launch(
     threads: int,
     retry: bool = False,
     rerun: Sequence[str] = (),
+    mlflow_uri: str | None = None,
 ) -> Outcome:
     """Bring every run of the sweep to an end.
 
     `retry`: run those again that failed before. `rerun`: ids of finished runs to make anew; their
-    old results are kept aside.
+    old results are kept aside. `mlflow_uri`: where it is a server, runs send themselves to it.
     """
+    outcome, runs = sort(store, sweep, retry, rerun)
+    queue = _Queue(store, outcome)
+    queue.done.update(outcome.skipped)
+    for run in runs:
+        queue.add(run)
+    counting = all(run.spec.train.method == "cost" for run in queue.waiting)
+    with Live() as live:
+        if launcher == "inline" or counting:  # to count takes less than to start a process
+            _inline(store, queue, threads, live, None if counting else mlflow_uri)
+        else:
+            _local(store, queue, jobs, threads, live, mlflow_uri)
+    return outcome
+
+
+def sort(
+    store: Store, sweep: Sweep, retry: bool, rerun: Sequence[str]
+) -> tuple[Outcome, list[PlannedRun]]:
+    """Store every spec of a sweep; what is settled already, and the runs that are not."""
     for run_id in rerun:
         # another command may be at it, or have made it anew meanwhile
         with contextlib.suppress(LeaseTaken), store.run(run_id).lease():
             if changes(store, run_id):
                 store.run(run_id).set_aside()
-    outcome = Outcome()
-    unique = {run.run_id: run for run in sweep.runs}
-    queue = _Queue(store, outcome)
-    for run in unique.values():
+    outcome, rest = Outcome(), []
+    for run in {run.run_id: run for run in sweep.runs}.values():
         folder = store.run(run.run_id)
         folder.write_spec(run.spec.model_dump(mode="json"), sweep.paths)
         if folder.state() == "done":
-            queue.done.add(run.run_id)
             outcome.skipped.append(run.run_id)
         elif folder.state() == "failed" and not retry:
-            outcome.failed[run.run_id] = f"{last_line(folder)} (failed before; --retry)"
+            outcome.failed[run.run_id] = f"{folder.failure_line()} (failed before; --retry)"
         else:
-            queue.add(run)
-    counting = all(run.spec.train.method == "cost" for run in queue.waiting)
-    with Live() as live:
-        if launcher == "inline" or counting:  # to count takes less than to start a process
-            _inline(store, queue, threads, live)
-        else:
-            _local(store, queue, jobs, threads, live)
-    return outcome
+            rest.append(run)
+    return outcome, rest
 
 
-def _inline(store: Store, queue: _Queue, threads: int, live: Live) -> None:
+def _inline(store: Store, queue: _Queue, threads: int, live: Live, mlflow_uri: str | None) -> None:
     from harness.run import run as execute
 
     while queue.waiting:
@@ -147,7 +158,8 @@ def _inline(store: Store, queue: _Queue, threads: int, live: Live) -> None:
             live.update(run.run_id, name, step, total, note)
 
         try:
-            execute(store, run.run_id, on_step, threads)
+            with syncing(store, run.run_id, mlflow_uri):
+                execute(store, run.run_id, on_step, threads)
         except LeaseTaken:
             queue.waiting.append(run)
             continue
@@ -157,17 +169,21 @@ def _inline(store: Store, queue: _Queue, threads: int, live: Live) -> None:
         _end(queue, run, folder, live, started)
 
 
-def work(root: str, run_id: str, threads: int) -> None:
+def work(root: str, run_id: str, threads: int, mlflow_uri: str | None = None) -> None:
     """What a submitit job does: one run, in a process of its own."""
     from harness.run import run as execute
 
+    store = Store(Path(root))
     try:
-        execute(Store(Path(root)), run_id, lambda step, total, loss: None, threads)
+        with syncing(store, run_id, mlflow_uri):
+            execute(store, run_id, lambda step, total, loss: None, threads)
     except LeaseTaken:
         return  # another command is at it; this one's queue looks again
 
 
-def _local(store: Store, queue: _Queue, jobs: int, threads: int, live: Live) -> None:
+def _local(
+    store: Store, queue: _Queue, jobs: int, threads: int, live: Live, mlflow_uri: str | None
+) -> None:
     gpus = gpu_ids()
     os.environ["OMP_NUM_THREADS"] = str(threads)  # for libraries that read it as they load
     free = list(range(jobs))
@@ -192,7 +208,7 @@ def _local(store: Store, queue: _Queue, jobs: int, threads: int, live: Live) -> 
             while free and (next_run := queue.next()) is not None:
                 slot = free.pop(0)
                 gpu = gpus[slot % len(gpus)] if gpus else None
-                job = _submit(store, next_run, threads, gpu)
+                job = _submit(store, next_run, threads, gpu, mlflow_uri)
                 active.append((next_run, job, slot, time.time()))
             time.sleep(POLL_SECONDS)
 
@@ -210,7 +226,9 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _submit(store: Store, run: PlannedRun, threads: int, gpu: int | None) -> Any:
+def _submit(
+    store: Store, run: PlannedRun, threads: int, gpu: int | None, mlflow_uri: str | None
+) -> Any:
     from submitit import LocalExecutor
 
     folder = store.run(run.run_id).log_folder()
@@ -218,7 +236,7 @@ def _submit(store: Store, run: PlannedRun, threads: int, gpu: int | None) -> Any
     executor.update_parameters(timeout_min=NO_TIME_LIMIT_MINUTES)
     if gpu is not None:
         executor.update_parameters(gpus_per_node=1, visible_gpus=(gpu,))
-    return executor.submit(work, str(store.root.resolve()), run.run_id, threads)
+    return executor.submit(work, str(store.root.resolve()), run.run_id, threads, mlflow_uri)
 
 
 def gpu_ids() -> list[int]:
@@ -252,12 +270,6 @@ def _end(queue: _Queue, run: PlannedRun, folder: RunFolder, live: Live, started:
             shown = "{gflops:.4g} GFLOPs  {params_m:.4g} M parameters".format(**result["cost"])
         live.end(run.run_id, f"done    {run.run_id}  {name:<40} {seconds:5.0f} s  {shown}")
         return
-    failure = last_line(folder) if folder.state() == "failed" else "its process was ended"
+    failure = folder.failure_line() if folder.state() == "failed" else "its process was ended"
     queue.settle(run, failure)
     live.end(run.run_id, f"FAILED  {run.run_id}  {name:<40} {seconds:5.0f} s  {failure}")
-
-
-def last_line(folder: RunFolder) -> str:
-    """Last line of a failed run's trace."""
-    trace = (folder.failure() or "no trace was stored").strip()
-    return trace.splitlines()[-1]

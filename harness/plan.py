@@ -20,6 +20,7 @@ from harness.config import (
 from harness.evaluate import metric_names
 from harness.model import check_buildable
 from harness.registry import load_plugins, unknown
+from harness.slurm import SlurmSettings
 from harness.spec import PluginSpec, Resolver, RunSpec, dataset_of
 from harness.sweepfile import SweepFile
 from harness.sweeprows import refuse, rows_of, seeds_of
@@ -73,6 +74,8 @@ class Sweep:
     """where the input files lie: `sha256:...` -> path"""
     settings: tuple[str, ...] = ()
     """what `--set` changed"""
+    slurm: SlurmSettings = field(default_factory=SlurmSettings)
+    """what its runs ask a cluster for, where that is not what the site's do"""
 
     @property
     def run_ids(self) -> list[str]:
@@ -95,7 +98,7 @@ class Sweep:
         return {
             "name": self.name,
             "preset": self.preset,
-            "settings": list(self.settings),
+            "settings": [text for text in self.settings if not text.startswith("slurm.")],
             "report": self.report.model_dump(),
             "runs": rows,
         }
@@ -108,7 +111,12 @@ def together(sweeps: Sequence[Sweep]) -> Sweep:
     return replace(sweeps[0], name=", ".join(s.name for s in sweeps), runs=runs, paths=paths)
 
 
-def plan(file: Path, preset: str | None = None, settings: Sequence[str] = ()) -> Sweep:
+def plan(
+    file: Path,
+    preset: str | None = None,
+    settings: Sequence[str] = (),
+    resolver: Resolver | None = None,
+) -> Sweep:
     """All runs of `file` under `preset` (its first one by default), with `key=value` settings.
 
     Raises ConfigError naming every mistake with its file and line.
@@ -116,7 +124,10 @@ def plan(file: Path, preset: str | None = None, settings: Sequence[str] = ()) ->
     load_plugins()
     text = SweepFile.read(file, preset, settings)
     report, messages = validate(ReportSpec, text.sections["report"], "report.")
-    resolver = Resolver(file.parent)
+    written = text.sections.get("slurm")
+    asked, wrong = validate(SlurmSettings, written, "slurm.") if written else (None, [])
+    messages += wrong
+    resolver = resolver or Resolver(file.parent)
     planner = _Planner(text, resolver)
     runs: list[PlannedRun] = []
     try:
@@ -126,7 +137,14 @@ def plan(file: Path, preset: str | None = None, settings: Sequence[str] = ()) ->
         messages += error.messages
     refuse(messages)
     return Sweep(
-        file.stem, text.preset, str(file), report, tuple(runs), resolver.paths, tuple(settings)
+        file.stem,
+        text.preset,
+        str(file),
+        report,
+        tuple(runs),
+        resolver.paths,
+        tuple(settings),
+        asked or SlurmSettings(),
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from harness.files import file_digest
 from harness.registry import DATASETS, ENCODERS, FUSIONS
+from harness.snapshot import record_of
 from harness.spec import RunSpec
 from harness.store import Store
 
@@ -45,9 +46,7 @@ MIXED = "several versions"
 def environment(threads: int, device: str) -> dict[str, Any]:
     """What is stored as env.json."""
     return {
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain")),
-        "diff": (_git("diff", "HEAD") or "")[:MAX_DIFF],
+        **source(),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "python": platform.python_version(),
@@ -56,6 +55,19 @@ def environment(threads: int, device: str) -> dict[str, Any]:
         "threads": threads,
         "pid": os.getpid(),
         "command": " ".join(sys.argv),
+    }
+
+
+def source() -> dict[str, Any]:
+    """Commit of the code, whether it was edited since, and how; `snapshot` if it is frozen code."""
+    frozen = record_of(ROOT)
+    if frozen is not None:
+        known = {name: frozen.get(name) for name in ("commit", "dirty", "diff")}
+        return {**known, "snapshot": frozen["digest"]}
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain")),
+        "diff": (_git("diff", "HEAD") or "")[:MAX_DIFF],
     }
 
 

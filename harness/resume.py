@@ -74,8 +74,8 @@ class Keeper:
         }
         whole = io.BytesIO()  # torch would hide why writing failed, e.g. a full disk
         torch.save(state, whole)
-        self.lease.check()
-        self.folder.save_checkpoint(lambda out: out.write(whole.getbuffer()))
+        with self.lease.held():
+            self.folder.save_checkpoint(lambda out: out.write(whole.getbuffer()))
         self._saved = time.monotonic()
 
     def load(self) -> Place:

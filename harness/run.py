@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import random
 import sys
 import time
@@ -36,6 +37,7 @@ from harness.train import OnStep, Stop, predict, train
 
 MAX_FIT_SAMPLES = 8192
 """samples an encoder's `fit` sees at most"""
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
 ALONE = ("cost", "logistic_regression")
 """methods that one process does, however many there are"""
 
@@ -72,7 +74,7 @@ def run(
             trace = group.failed(error, traceback.format_exc())
             if lease is not None:
                 lease.check()
-                _store_failure(folder, lease, trace)
+                _store_failure(folder, lease, trace, lasting=not _disk_failed(error))
             elif trace is not None:
                 print(trace, file=sys.stderr)
             raise
@@ -107,11 +109,18 @@ def _claimed(folder: RunFolder, group: Group) -> Iterator[Lease | None]:
         yield lease
 
 
-def _store_failure(folder: RunFolder, lease: Lease, trace: str | None) -> None:
-    with contextlib.suppress(LeaseLost, OSError):  # a full disk must not hide what went wrong
-        lease.check()
+def _store_failure(
+    folder: RunFolder, lease: Lease, trace: str | None, lasting: bool = True
+) -> None:
+    # a full disk must not hide what went wrong
+    with contextlib.suppress(LeaseLost, OSError), lease.held():
         if trace is not None:
-            folder.write_failure(trace)
+            folder.write_failure(trace, lasting)
+
+
+def _disk_failed(error: Exception) -> bool:
+    """Whether it is the disk's fault and not the run's: that is an interruption."""
+    return isinstance(error, OSError) and error.errno in DISK_ERRORS
 
 
 def _run(job: _Job, threads: int) -> None:
@@ -139,9 +148,10 @@ def _run(job: _Job, threads: int) -> None:
     begun = folder.env().get("code", {}) if folder.checkpoints() else {}
     env["code"] = together(begun, code_digests(spec))
     if lease is not None:
-        remove_partial(folder.path)
-        folder.write_env(env)
-        folder.add_attempt({**me(), "time": started, "commit": env["commit"]})
+        with lease.held():
+            remove_partial(folder.path)
+            folder.write_env(env)
+            folder.add_attempt({**me(), "time": started, "commit": env["commit"]})
     _fix_randomness(spec.seed, threads)
     IMPLEMENTATIONS.clear()
     needed = _needed_weights(job.store, spec)
@@ -152,20 +162,19 @@ def _run(job: _Job, threads: int) -> None:
         found = _learn(spec, dataset, paths, needed, device, job)
     if lease is None or found is None:
         return
-    lease.check()
-    folder.write_result(
-        {
-            **found,
-            "ceilings": {name: dict(values) for name, values in dataset.ceilings().items()},
-            "code": env["code"],
-            "needs": {needs: file_digest(needed) for needs in spec.needs.values() if needed},
-            "implementations": dict(IMPLEMENTATIONS),
-            "started": started,
-            "finished": time.time(),
-            "commit": env["commit"],
-            "dirty": env["dirty"],
-        }
-    )
+    result = {
+        **found,
+        "ceilings": {name: dict(values) for name, values in dataset.ceilings().items()},
+        "code": env["code"],
+        "needs": {needs: file_digest(needed) for needs in spec.needs.values() if needed},
+        "implementations": dict(IMPLEMENTATIONS),
+        "started": started,
+        "finished": time.time(),
+        "commit": env["commit"],
+        "dirty": env["dirty"],
+    }
+    with lease.held():
+        folder.write_result(result)
 
 
 def _learn(
@@ -205,10 +214,10 @@ def _learn(
     whole = {split: said for split, said in predictions.items() if said is not None}
     if lease is None:
         return None
-    lease.check()
     weights = save({k: v.cpu() for k, v in model.trained_state().items()})
-    write_atomic(folder.weights_file, lambda out: out.write(weights))
-    folder.write_predictions(whole["test"])
+    with lease.held():
+        write_atomic(folder.weights_file, lambda out: out.write(weights))
+        folder.write_predictions(whole["test"])
     return {
         "metrics": {
             f"{split}/{name}": value

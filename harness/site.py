@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import Field
 
 from harness.config import Config, ConfigError, validate
+from harness.slurm import SlurmSettings
 from harness.yamlfile import read_yaml
 
 NAME = "harness.site.yaml"
@@ -26,6 +27,8 @@ class Site(Config):
     """CPU threads of each run; None: the cores shared out over the jobs"""
     mlflow_uri: str | None = None
     """tracking URI; None: a SQLite file in `runs`"""
+    slurm: SlurmSettings = SlurmSettings()
+    """what runs ask a cluster for; a sweep's own section `slurm` lies over it"""
 
 
 def site_file() -> Path | None:

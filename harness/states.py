@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from harness.launch import last_line
 from harness.plan import PlannedRun, Sweep
 from harness.provenance import changes
 from harness.store import Store
@@ -18,7 +17,7 @@ def state_of(run: PlannedRun, store: Store) -> tuple[str, str]:
             return f"done (code differs: {', '.join(changed)})", "skip; --stale rerun makes it anew"
         return "done", "skip: it has a result"
     if state == "failed":
-        return "failed", f"skip; --retry runs it again: {last_line(folder)}"
+        return "failed", f"skip; --retry runs it again: {folder.failure_line()}"
     if state == "interrupted":
         epochs = len(folder.metrics())
         return "interrupted", f"resume after epoch {epochs}/{run.spec.train.epochs}"

@@ -20,7 +20,7 @@ from harness.config import (
 )
 from harness.yamlfile import parse_yaml, read_yaml
 
-SWEEP_KEYS = ("base", "runs", "axes", "seeds", "needs", "report", "presets")
+SWEEP_KEYS = ("base", "runs", "axes", "seeds", "needs", "report", "slurm", "presets")
 
 
 @dataclass
@@ -64,7 +64,7 @@ class SweepFile:
         sections = {key: child for key, child in root.value.items() if key != "presets"}
         if "report" not in sections:
             raise ConfigError(f"{root.where}: report: is missing; say which table the sweep feeds")
-        for key in ("base", "runs", "axes", "needs"):
+        for key in ("base", "runs", "axes", "needs", "slurm"):
             if key in sections and not isinstance(sections[key].value, dict):
                 what = kind_of(sections[key].value)
                 raise ConfigError(f"{sections[key].where}: {key}: a mapping is needed, not {what}")
@@ -91,7 +91,7 @@ def _lay(root: Node, over: Node) -> Node:
     """`over` laid over a sweep: `base`, `runs` and `needs` are merged, other sections replaced."""
     merged = dict(root.value)
     for key, child in over.value.items():
-        merge = key in ("base", "runs", "needs", "report") and key in merged
+        merge = key in ("base", "runs", "needs", "report", "slurm") and key in merged
         merged[key] = overlay(undot(merged[key]), undot(child)) if merge else child
     return Node(merged, root.where)
 

@@ -1,9 +1,7 @@
-"""Run folders -> MLflow: one collector, safe to repeat; workers never talk to MLflow.
+"""Run folders -> MLflow: the collector, safe to repeat; where MLflow is, and what it holds.
 
-A run folder is found again by the tag `harness.run_id`. Metrics carry the step and the time at
-which they were recorded, so sending them again changes nothing. Where a run was made anew (or went
-back to a checkpoint after it had been collected), the former MLflow run is kept with the tag
-`harness.superseded` and a new one takes its place.
+Only the collector opens MLflow's database. A tracking server may also be reached by the runs
+themselves (`live_sync.py`); both send a run by `record.py`.
 """
 
 from __future__ import annotations
@@ -12,43 +10,50 @@ import contextlib
 import fcntl
 import logging
 import os
-import re
-from collections.abc import Iterator, Mapping
+import sys
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from requests.exceptions import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
 from harness.config import ConfigError
-from harness.provenance import changes
-from harness.registry import load_plugins
-from harness.store import RunFolder, Store
+from harness.live_sync import remote
+from harness.record import Tracked, current, flatten, key, send, up_to_date, view
+from harness.store import Store
 
 EXPERIMENT = "harness"
-BATCH = 900
-"""metrics per call; MLflow takes 1000 at most"""
-PARAM_LENGTH = 6000
-PAGE = 1000
 
 for _noisy in ("alembic", "mlflow.store.db.utils"):
     logging.getLogger(_noisy).setLevel(logging.WARNING)
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # each retry, at length
+
+
+class ServerAway(ConfigError):
+    """The tracking server does not answer; the run folders hold everything."""
 
 
 @dataclass(frozen=True)
-class Tracked:
-    """What MLflow holds of a run."""
+class Collected:
+    """What one look at all run folders did."""
 
-    run_id: str
-    mlflow_id: str
-    metrics: dict[str, float]
-    """last values"""
-    params: dict[str, str]
-    tags: dict[str, str]
+    address: str
+    runs: int
+    sent: int
+    """runs of which MLflow did not know everything"""
+    running: int
+    """runs that a process is at"""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.address}: {self.runs} runs, {self.sent} brought up to date, "
+            f"{self.running} running"
+        )
 
 
 def uri(store: Store, override: str | None = None) -> str:
@@ -62,7 +67,8 @@ def uri(store: Store, override: str | None = None) -> str:
 def prepare(store: Store, override: str | None = None) -> None:
     """Create the database and the experiment, by one process at a time.
 
-    A new SQLite file opened by several at once is left broken; this comes before any worker.
+    A new SQLite file opened by several at once is left broken; this comes before any worker. Raises
+    ServerAway, or ConfigError with what else MLflow says.
     """
     store.root.mkdir(parents=True, exist_ok=True)
     with _exclusive(store, override):
@@ -78,15 +84,43 @@ def prepare(store: Store, override: str | None = None) -> None:
 
 @contextlib.contextmanager
 def _exclusive(store: Store, override: str | None) -> Iterator[None]:
-    """One process at a time; what MLflow or its database raise becomes a ConfigError."""
-    with open(store.mlflow_file.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
+    """As `answering`; with a database also one process at a time."""
+    with contextlib.ExitStack() as stack:
+        if not remote(override):  # a server must not make others wait for who waits for it
+            file = store.mlflow_file.with_suffix(".lock")
+            fcntl.flock(stack.enter_context(open(file, "w")), fcntl.LOCK_EX)
+        with answering(store, override):
             yield
-        except (MlflowException, SQLAlchemyError) as error:
-            first = str(error).splitlines()[0][:300]
-            hint = "" if override else "; if it is damaged delete it: it is made of the run folders"
-            raise ConfigError(f"{override or store.mlflow_file}: MLflow: {first}{hint}") from error
+
+
+@contextlib.contextmanager
+def answering(store: Store, override: str | None = None) -> Iterator[None]:
+    """What MLflow or its database raise becomes a ConfigError, ServerAway where that is so."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        causes = list(_causes(error))
+        if any(isinstance(cause, RequestException) for cause in causes):
+            raise ServerAway(
+                f"{override}: MLflow's server does not answer ({_why(causes)}); nothing is lost, "
+                f"`harness sync` completes the record when it is back"
+            ) from error
+        first = str(error).splitlines()[0][:300]
+        hint = "" if override else "; if it is damaged delete it: it is made of the run folders"
+        raise ConfigError(f"{override or store.mlflow_file}: MLflow: {first}{hint}") from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _why(causes: list[BaseException]) -> str:
+    """What the operating system said, e.g. `Connection refused`, else what the innermost says."""
+    parts = [part for cause in causes for part in (cause, *cause.args)]
+    said = [part.strerror for part in parts if isinstance(part, OSError) and part.strerror]
+    return said[-1] if said else str(causes[-1]).splitlines()[0][:200]
 
 
 def _experiment(client: MlflowClient, store: Store, override: str | None) -> str:
@@ -95,60 +129,89 @@ def _experiment(client: MlflowClient, store: Store, override: str | None) -> str
         return str(found.experiment_id)
     # a server decides itself; beside our own file artifacts must not depend on the working folder
     place = None if override else (store.root / "artifacts").resolve().as_uri()
-    return str(client.create_experiment(EXPERIMENT, place))
-
-
-def key(metric: str) -> str:
-    """A metric's name in MLflow: `verb_top1[two_handed]` -> `verb_top1/two_handed`.
-
-    Whatever else MLflow does not take in a name becomes an underscore.
-    """
-    return re.sub(r"[^\w\-./: ]", "_", metric.replace("[", "/").replace("]", ""))
+    try:
+        return str(client.create_experiment(EXPERIMENT, place))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return _experiment(client, store, override)  # another host has made it meanwhile
 
 
 def tracked(tracking_uri: str) -> dict[str, Tracked]:
-    """Run id -> what MLflow holds of it."""
+    """Run id -> what MLflow holds of it. Raises MlflowException."""
     client = MlflowClient(tracking_uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         return {}
-    found: dict[str, Tracked] = {}
-    token = None
-    while True:
-        page = client.search_runs(
-            [experiment.experiment_id], "", ViewType.ACTIVE_ONLY, PAGE, page_token=token
-        )
-        for run in page:
-            tags = dict(run.data.tags)
-            run_id = tags.get("harness.run_id")
-            if run_id and "harness.superseded" not in tags:
-                found[run_id] = Tracked(
-                    run_id, run.info.run_id, dict(run.data.metrics), dict(run.data.params), tags
-                )
-        token = page.token
-        if not token:
-            return found
+    return {run_id: runs[0] for run_id, runs in current(client, experiment.experiment_id).items()}
 
 
 def history(tracking_uri: str, run: Tracked, metric: str) -> list[tuple[int, float]]:
-    """(step, value) of a metric, in order."""
+    """(step, value) of a metric, in order. Raises MlflowException."""
     points = MlflowClient(tracking_uri).get_metric_history(run.mlflow_id, metric)
     return sorted((point.step, point.value) for point in points)
 
 
-def collect(store: Store, override: str | None = None) -> None:
-    """Bring MLflow up to date with every run folder."""
+def collect(store: Store, override: str | None = None) -> Collected:
+    """Bring MLflow up to date with every run folder. Raises ServerAway or ConfigError."""
+    from harness.provenance import changes  # torch, which a run that sends itself has no need of
+    from harness.registry import load_plugins
+
     load_plugins()
+    total = sent = running = 0
     with _exclusive(store, override):
         address = uri(store, override)
         client = MlflowClient(address)
         experiment = _experiment(client, store, override)
-        known = tracked(address)
-        sweeps = _sweeps_by_run(store)
+        known, sweeps = current(client, experiment), _sweeps_by_run(store)
         for folder in store.runs():
-            tags = _tags(store, folder, sweeps.get(folder.run_id, []))
-            if tags is not None:
-                _upsert(client, experiment, folder, tags, known.get(folder.run_id))
+            run_id = folder.run_id
+
+            def stale(run_id: str) -> list[str]:
+                return changes(store, run_id)
+
+            total += 1
+            running += folder.state() == "running"
+            had, seen = known.get(run_id, []), view(folder, sweeps.get(run_id, []), stale)
+            if seen is None or (len(had) == 1 and up_to_date(had[0], seen)):
+                continue
+            sent += send(client, experiment, folder, sweeps.get(run_id, []), stale)
+    return Collected(address, total, sent, running)
+
+
+def collect_run(store: Store, run_id: str, address: str) -> None:
+    """Bring a tracking server up to date with one run. Raises ServerAway or ConfigError."""
+    with answering(store, address):
+        client = MlflowClient(address)
+        experiment = _experiment(client, store, address)
+        send(client, experiment, store.run(run_id), _sweeps_by_run(store).get(run_id, []), None)
+
+
+def sync(store: Store, override: str | None, every: float | None = None) -> Iterator[str]:
+    """Collect; with `every` again after so many seconds, until no run is running.
+
+    Yields in one line what was done, whenever that differs. A server that does not answer is
+    waited for while runs are running, then it is a ServerAway.
+    """
+    said = away = ""
+    while True:
+        try:
+            prepare(store, override)
+            found = collect(store, override)
+            line, running, away = str(found), found.running, ""
+            if line != said:
+                yield line
+            said = line
+        except ServerAway as error:
+            running = sum(folder.state() == "running" for folder in store.runs())
+            if every is None or not running:
+                raise
+            if not away:
+                print(error, file=sys.stderr, flush=True)
+            away = str(error)
+        if every is None or not running:
+            return
+        time.sleep(every)
 
 
 def _sweeps_by_run(store: Store) -> dict[str, list[str]]:
@@ -161,107 +224,7 @@ def _sweeps_by_run(store: Store) -> dict[str, list[str]]:
     return found
 
 
-def _tags(store: Store, folder: RunFolder, sweeps: list[str]) -> dict[str, str] | None:
-    """The run's tags, None for a run that has nothing to show yet."""
-    state, rows = folder.state(), folder.metrics()
-    if state != "done" and not rows and state != "failed":
-        return None
-    env, result = folder.env(), folder.result() or {}
-    spec = folder.spec()["spec"]
-    last = f"{len(rows)}:{rows[-1]['time']}" if rows else "0:"
-    return {
-        "harness.run_id": folder.run_id,
-        "harness.status": state,
-        "harness.sweeps": ", ".join(sweeps),
-        "harness.ceiling": result.get("ceiling", ""),
-        "harness.stale": ", ".join(changes(store, folder.run_id)),
-        "harness.implementations": ", ".join(
-            f"{what}: {how}" for what, how in result.get("implementations", {}).items()
-        ),
-        "harness.starts": ", ".join(
-            f"{stream}: {told['from']}" for stream, told in result.get("loaded", {}).items()
-        ),
-        "harness.commit": env.get("commit") or "",
-        "harness.dirty": str(env.get("dirty", "")),
-        "harness.fingerprint": spec["fingerprint"],
-        "harness.method": spec["train"]["method"],
-        "harness.host": env.get("host", ""),
-        "harness.history": last,
-        "harness.finished": str(result.get("finished", "")),
-        "mlflow.runName": f"{spec['fusion']['name']} seed {spec['seed']} {folder.run_id}",
-    }
-
-
-def _upsert(
-    client: MlflowClient,
-    experiment: str,
-    folder: RunFolder,
-    tags: dict[str, str],
-    known: Tracked | None,
-) -> None:
-    rows = folder.metrics()
-    if known is not None and _diverged(known, rows, tags):
-        client.set_tag(known.mlflow_id, "harness.superseded", "true")
-        known = None
-    if known is None:
-        start = int(1000 * (rows[0]["time"] if rows else (folder.result() or {}).get("started", 0)))
-        # all other tags come last: they say that what was before them is complete
-        first = {"harness.run_id": folder.run_id}
-        run = client.create_run(experiment, start_time=start or None, tags=first)
-        known = Tracked(folder.run_id, run.info.run_id, {}, {}, first)
-    if all(known.tags.get(name) == value for name, value in tags.items()):
-        return
-    spec = flatten(folder.spec()["spec"])
-    params = [Param(k, str(v)[:PARAM_LENGTH]) for k, v in spec if k not in known.params]
-    for place in range(0, len(params), 100):
-        client.log_batch(known.mlflow_id, params=params[place : place + 100])
-    had = int(known.tags.get("harness.history", "0:").split(":")[0])
-    metrics = [metric for row in rows[had:] for metric in _epoch_metrics(row)]
-    result = folder.result()
-    if result is not None and known.tags.get("harness.finished") != tags["harness.finished"]:
-        metrics += list(_final_metrics(result, rows[-1]["epoch"] if rows else 0))
-    for place in range(0, len(metrics), BATCH):
-        client.log_batch(known.mlflow_id, metrics=metrics[place : place + BATCH])
-    changed = [RunTag(k, v) for k, v in tags.items() if known.tags.get(k) != v]
-    client.log_batch(known.mlflow_id, tags=changed)
-    status = {"done": "FINISHED", "failed": "FAILED", "running": "RUNNING"}
-    end = int(1000 * result["finished"]) if result else None
-    client.set_terminated(known.mlflow_id, status.get(tags["harness.status"], "KILLED"), end)
-
-
-def _diverged(known: Tracked, rows: list[dict[str, Any]], tags: Mapping[str, str]) -> bool:
-    """True if what was collected is not the beginning of what the folder holds now."""
-    count, _, last = known.tags.get("harness.history", "0:").partition(":")
-    had = int(count)
-    if had > len(rows) or (had and str(rows[had - 1]["time"]) != last):
-        return True
-    finished = known.tags.get("harness.finished", "")
-    return bool(finished) and finished != tags["harness.finished"]
-
-
-def _epoch_metrics(row: Mapping[str, Any]) -> Iterator[Metric]:
-    for name, value in row.items():
-        if name not in ("epoch", "step", "time"):
-            yield Metric(key(name), float(value), int(1000 * row["time"]), int(row["epoch"]))
-
-
-def _final_metrics(result: Mapping[str, Any], epoch: int) -> Iterator[Metric]:
-    named = {k: v for k, v in result["metrics"].items() if k.startswith("test/") or not epoch}
-    named |= {
-        f"cost/{name}": value
-        for name, value in result["cost"].items()
-        if isinstance(value, int | float)
-    }
-    for ceiling, values in result["ceilings"].items():
-        named |= {f"ceiling/{ceiling}/{name}": value for name, value in values.items()}
-    for name, value in named.items():
-        yield Metric(key(name), float(value), int(1000 * result["finished"]), epoch)
-
-
-def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """`{"a": {"b": 1}}` -> `("a.b", 1)`."""
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from flatten(inner, f"{prefix}.{name}" if prefix else str(name))
-    else:
-        yield prefix, value
+__all__ = [
+    "Collected", "ServerAway", "Tracked", "answering", "collect", "collect_run", "flatten",
+    "history", "key", "prepare", "sync", "tracked", "uri",
+]  # fmt: skip

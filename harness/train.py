@@ -63,7 +63,8 @@ def train(
     keeper = Keeper(folder, lease, group, model, optimiser)
     place = keeper.load()
     if lease is not None:
-        folder.cut_metrics(place.epoch)
+        with lease.held():
+            folder.cut_metrics(place.epoch)
     trained = group.wrap(model)
 
     def step_once(step: int) -> float:
@@ -79,18 +80,17 @@ def train(
             raise FloatingPointError(f"the loss is {mean_loss} in epoch {epoch}; lower the rates")
         said = predict(model, feeds["select"], spec, group)
         if lease is not None and said is not None:
-            lease.check()
-            folder.append_metrics(
-                {
-                    "epoch": epoch,
-                    "step": epoch * per_epoch,
-                    "time": time.time(),
-                    "epoch_seconds": time.time() - started,
-                    "train/loss": mean_loss,
-                    **{f"lr/{part['part']}": part["lr"] for part in optimiser.param_groups},
-                    **{f"select/{name}": value for name, value in scores(said).items()},
-                }
-            )
+            row = {
+                "epoch": epoch,
+                "step": epoch * per_epoch,
+                "time": time.time(),
+                "epoch_seconds": time.time() - started,
+                "train/loss": mean_loss,
+                **{f"lr/{part['part']}": part["lr"] for part in optimiser.param_groups},
+                **{f"select/{name}": value for name, value in scores(said).items()},
+            }
+            with lease.held():
+                folder.append_metrics(row)
         place = Place(epoch)
         keeper.save(place)
 

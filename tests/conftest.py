@@ -1,5 +1,10 @@
 """Fixtures shared by the tests; importing this registers every plugin of the project."""
 
+import os
+import random
+import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +33,43 @@ base:
     optimiser: adamw
     warmup_epochs: 1
 """
+
+
+class Cluster:
+    """A SLURM of the tests' own: two nodes, n1 and n2, each with 4 processors and 2 GPUs."""
+
+    script = Path(__file__).parent / "slurm" / "cluster.sh"
+
+    def __call__(self, *words: str) -> None:
+        """`cluster.sh WORDS`, e.g. `crash n1`."""
+        done = subprocess.run(
+            ["bash", str(self.script), *words], capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, f"cluster.sh {' '.join(words)}: {done.stdout}{done.stderr}"
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Starts it for the tests that ask for it, and stops it behind them."""
+    if os.geteuid() != 0:
+        pytest.skip("a SLURM of our own is installed and started by root only")
+    with tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as lab:
+        own = {
+            "SLURM_LAB": lab,
+            "SLURM_CONF": f"{lab}/slurm.conf",
+            "SLURM_PORT": str(random.randrange(20_000, 30_000, 10)),
+            "SLURM_MAX_ARRAY": "11",  # so that 16 runs take two arrays
+        }
+        os.environ.update(own)
+        made = Cluster()
+        made("install")
+        try:
+            made("start")
+            yield made
+        finally:
+            made("stop")
+            for name in own:
+                del os.environ[name]
 
 
 @pytest.fixture

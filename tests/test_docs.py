@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from harness.cli import app
 from harness.plan import plan
@@ -24,7 +25,7 @@ def blocks(name: str, language: str) -> list[str]:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_command_in_a_document_exists(document):
-    known = {command.name or command.callback.__name__ for command in app.registered_commands}
+    known = set(get_command(app).commands)
     used = set(re.findall(r"(?:^|`|&& )harness ([a-z]+)", document.read_text(), re.M))
     assert used <= known
 
