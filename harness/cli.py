@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from harness.cli_doctor import checks as check_commands
 from harness.cli_jobs import jobs as job_commands
 from harness.cli_jobs import submit
 
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 
 app.add_typer(job_commands)
+app.add_typer(check_commands)
 
 File = Annotated[Path, typer.Argument(help="Sweep file, e.g. sweeps/table3.yaml.")]
 Target = Annotated[Path, typer.Argument(help="Sweep file, or the spec.json of a run folder.")]

@@ -22,6 +22,7 @@ from typing import Generic, TypeVar
 
 from harness.config import ConfigError
 from harness.contracts import Dataset, Encoder, Fusion
+from harness.finding import Finding
 
 T = TypeVar("T", bound=type)
 
@@ -92,6 +93,8 @@ OPERATOR_MACS: dict[str, Callable[[list[list[int]]], int]] = {}
 """operator, e.g. `harness::selective_scan` -> its multiply-adds, from the shapes of its tensors"""
 IMPLEMENTATIONS: dict[str, str] = {}
 """what plugins chose on this machine, e.g. `selective_scan` -> `numba`; every run records it"""
+CHECKS: dict[str, Callable[[], Finding]] = {}
+"""what `harness doctor` is to look at for plugins, by name, e.g. whether a compiled kernel works"""
 
 _loaded = False
 

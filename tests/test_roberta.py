@@ -1,14 +1,13 @@
 """RoBERTa against its own library: tokens, questions, weights in and out, folders and the hub."""
 
-import http.server
 import json
 import os
 import subprocess
 import sys
-import threading
 from functools import cache
 from pathlib import Path
 
+import hub
 import pytest
 import tiny_roberta
 import torch
@@ -327,40 +326,8 @@ def test_a_name_is_found_in_the_cache_without_the_network(folder, tmp_path):
 def test_a_name_is_downloaded_once_and_only_what_is_needed(folder, tmp_path):
     files = {file.name: file.read_bytes() for file in folder.iterdir()}
     files |= {"pytorch_model.bin": b"twice", "tf_model.h5": b"thrice"}
-    about = {"id": "someone/tiny", "sha": "b" * 40}
-    about["siblings"] = [{"rfilename": name} for name in files]
-    tree = [
-        {"type": "file", "path": name, "size": len(body), "oid": name}
-        for name, body in files.items()
-    ]
-
-    class Hub(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            name = self.path.split("?")[0].rsplit("/", 1)[-1]
-            if self.path.startswith("/api/"):
-                answer = tree if "/tree/" in self.path else about
-                body, kind = json.dumps(answer).encode(), "application/json"
-            else:
-                body, kind = files[name], "application/octet-stream"
-            self.send_response(200)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("X-Repo-Commit", "b" * 40)
-            self.send_header("ETag", f'"{name}"')
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        do_HEAD = do_GET
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as hub:
-        threading.Thread(target=hub.serve_forever, daemon=True).start()
-        endpoint = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}"}
-        found = Path(located("someone/tiny", tmp_path, **endpoint))
-        hub.shutdown()
+    with hub.serving("someone/tiny", files) as endpoint:
+        found = Path(located("someone/tiny", tmp_path, HF_ENDPOINT=endpoint))
     names = {file.name for file in found.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
     assert not names & {"pytorch_model.bin", "tf_model.h5"}
