@@ -49,7 +49,7 @@ class Cluster:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
+def running_cluster() -> Iterator[Cluster]:
     """Starts it for the tests that ask for it, and stops it behind them."""
     if os.geteuid() != 0:
         pytest.skip("a SLURM of our own is installed and started by root only")
@@ -70,6 +70,13 @@ def cluster() -> Iterator[Cluster]:
             made("stop")
             for name in own:
                 del os.environ[name]
+
+
+@pytest.fixture
+def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
+    """The same; what a test leaves in the queue is no matter for the next."""
+    yield running_cluster
+    running_cluster("clear")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@
 #
 #   cluster.sh install        the packages, if they are missing
 #   cluster.sh start          write a configuration, start the daemons, wait until the nodes are idle
+#   cluster.sh clear          cancel all jobs, wait until the nodes are idle
 #   cluster.sh stop           cancel all jobs, end every daemon by its pid
 #   cluster.sh restart-controller
 #   cluster.sh lose NODE      kill -9 the slurmd of a node; its jobs live on unseen
@@ -121,7 +122,9 @@ idle_nodes() {
 }
 
 start_node() {
-    pid_in "$LAB/pid/$1" >/dev/null || slurmd -N "$1"
+    pid_in "$LAB/pid/$1" >/dev/null && return
+    slurmd -N "$1"
+    await 20 pid_in "$LAB/pid/$1"  # it writes the file a moment after the command is back
 }
 
 start() {
@@ -168,6 +171,14 @@ no_jobs() {
     [ -z "$(squeue --noheader)" ]
 }
 
+clear_up() {
+    local node
+    for node in "${NODES[@]}"; do start_node "$node"; done
+    scancel --user root
+    await 60 no_jobs
+    await 60 idle_nodes
+}
+
 stop() {
     local node
     if pid_in "$LAB/pid/slurmctld" >/dev/null; then
@@ -185,8 +196,14 @@ stop() {
 case ${1:-} in
     install) install_packages ;;
     start) start ;;
+    clear) clear_up ;;
     stop) stop ;;
-    restart-controller) end_daemon "$LAB/pid/slurmctld"; slurmctld ;;
+    restart-controller)
+        end_daemon "$LAB/pid/slurmctld"
+        slurmctld
+        await 20 pid_in "$LAB/pid/slurmctld"
+        await 20 squeue
+        ;;
     lose) kill -9 "$(pid_in "$LAB/pid/$2")" ;;
     crash)
         found=$(watchers "$2")
@@ -194,5 +211,5 @@ case ${1:-} in
         kill_tree $found
         ;;
     recover) start_node "$2" ;;
-    *) sed -n '2,14p' "$0"; exit 2 ;;
+    *) sed -n '2,15p' "$0"; exit 2 ;;
 esac
