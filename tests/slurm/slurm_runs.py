@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors.numpy import load_file
 
 from harness.status import ENDS, statuses
-from harness.store import Store
+from harness.store import RunFolder, Store
 
 PROJECT = Path(__file__).resolve().parents[2]
 SITE = """
@@ -83,6 +83,14 @@ def await_states(folder: Path, sweep: str, seconds: float) -> dict[str, str]:
         time.sleep(0.5)
 
 
+def await_epochs(run: RunFolder, count: int) -> None:
+    """Until a run has so many epochs behind it."""
+    deadline = time.time() + 180
+    while len(run.metrics()) < count:
+        assert time.time() < deadline, run.state()
+        time.sleep(0.1)
+
+
 def jobs_of(folder: Path) -> list[str]:
     """Every job that was submitted for a run of the store."""
     return [job["job"] for run in Store(folder / "runs").runs() for job in run.jobs()]
@@ -93,7 +101,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
     return {run.run_id: _digest(run) for run in Store(folder / "runs").runs()}
 
 
-def _digest(run) -> str:
+def _digest(run: RunFolder) -> str:
     whole = hashlib.sha256()
     for row in run.metrics():
         kept = {k: v for k, v in row.items() if k not in ("time", "epoch_seconds")}

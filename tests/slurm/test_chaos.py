@@ -67,7 +67,7 @@ def test_whatever_happens_the_table_is_the_same(cluster, tmp_path):
         assert "24 submitted" in said
         happened = _disturb(cluster, folder, disk)
         assert len(happened) == 20
-        await_states(folder, "chaos", 240)
+        await_states(folder, "chaos", 480)
         again = harness(folder, "sweep", "chaos.yaml", "--launcher=slurm", "--wait")
         assert set(states(folder, "chaos").values()) == {"done"}, (happened, again)
         attempts = sum(store.run(run_id).attempts() for run_id in _runs(store))

@@ -127,7 +127,7 @@ def test_ctrl_c_cancels_the_job(tmp_path):
     assert jobs()
     time.sleep(1)  # it has the job's number by now
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=180)
     assert process.returncode == 130, err
     assert re.search(r"job \d+ was cancelled", err)
     assert jobs() == []

@@ -14,6 +14,7 @@ from slurm_runs import (
     PROJECT,
     SITE,
     TINY,
+    await_epochs,
     await_states,
     fingerprint,
     harness,
@@ -54,7 +55,7 @@ def test_table3_comes_out_bit_for_bit_as_from_the_local_launcher(cluster, tmp_pa
     elsewhere = start_folder(tmp_path / "local")
     local = (PROJECT / "sweeps/table3.yaml", *SMALL, "--launcher=local", "--threads=1", "--jobs=2")
     assert harness(elsewhere, "sweep", *local)[0] == 0
-    assert set(await_states(folder, "table3", 240).values()) == {"done"}
+    assert set(await_states(folder, "table3", 480).values()) == {"done"}
     code, out, _ = harness(folder, "status", "table3")
     assert "10 runs: 10 done" in out
     assert fingerprint(folder) == fingerprint(elsewhere)
@@ -87,7 +88,7 @@ def test_a_setup_line_that_fails_on_the_node_ends_the_job_and_is_named(cluster, 
     folder = start_folder(tmp_path, TINY)
     lines = '--set=slurm.setup=["test ! -v SLURM_JOB_ID"]'
     assert harness(folder, "sweep", "tiny.yaml", "--launcher=slurm", lines)[0] == 0
-    assert set(await_states(folder, "tiny", 30).values()) == {"lost"}
+    assert set(await_states(folder, "tiny", 180).values()) == {"lost"}
     assert "setup failed: test ! -v SLURM_JOB_ID" in harness(folder, "status", "tiny")[1]
 
 
@@ -106,7 +107,7 @@ def test_jobs_run_the_code_that_was_submitted_and_the_record_shows_it(cluster, t
     source = checkout / "fusions" / "single.py"
     source.write_text(source.read_text() + "\nraise SystemExit('the edited code was run')\n")
     subprocess.run(["scancel", blocker], check=True)
-    assert set(await_states(folder, "tiny", 90).values()) == {"done"}
+    assert set(await_states(folder, "tiny", 180).values()) == {"done"}
     source.write_text(source.read_text().replace("\nraise SystemExit", "\n# raise SystemExit"))
     out = harness(folder, "plan", "tiny.yaml", **env)[1]
     assert "code differs: fusions/single.py" in out
@@ -122,17 +123,14 @@ def test_a_run_that_is_told_to_leave_goes_on_where_it_was(cluster, tmp_path):
     assert harness(folder, "sweep", "long.yaml", "--launcher=slurm")[0] == 0
     (run,) = Store(folder / "runs").runs()
     job = run.jobs()[-1]["job"]
-    deadline = time.time() + 60
-    while len(run.metrics()) < 3:
-        assert time.time() < deadline
-        time.sleep(0.1)
+    await_epochs(run, 3)
     subprocess.run(["scancel", "--signal=USR2", job], check=True)
     while run.state() == "running":
         time.sleep(0.1)
     stopped = len(run.metrics())
     assert 3 <= stopped < 100
-    assert states(folder, "long") == {run.run_id: "queued"}
-    assert set(await_states(folder, "long", 120).values()) == {"done"}
+    assert states(folder, "long")[run.run_id] in ("queued", "running")
+    assert set(await_states(folder, "long", 240).values()) == {"done"}
     assert [job] == [one["job"] for one in run.jobs()]
     assert run.attempts() == 2
     elsewhere = start_folder(tmp_path / "local", LONG)
@@ -153,17 +151,16 @@ def test_a_time_limit_shorter_than_the_run_is_no_end(cluster, tmp_path):
     out = harness(folder, "status", "long")[1]
     assert "requeued 1 times" in out
     assert harness(folder, "cancel", "long", "--yes")[0] == 0
-    assert set(await_states(folder, "long", 60).values()) == {"cancelled"}
+    assert set(await_states(folder, "long", 180).values()) == {"cancelled"}
 
 
 def test_requeues_have_a_limit(cluster, tmp_path):
     folder = start_folder(tmp_path, LONG, slurm={"requeues": 0})
     assert harness(folder, "sweep", "long.yaml", "--launcher=slurm")[0] == 0
     (run,) = Store(folder / "runs").runs()
-    while len(run.metrics()) < 2:
-        time.sleep(0.1)
+    await_epochs(run, 2)
     subprocess.run(["scancel", "--signal=USR2", run.jobs()[-1]["job"]], check=True)
-    assert await_states(folder, "long", 60) == {run.run_id: "lost"}
+    assert await_states(folder, "long", 180) == {run.run_id: "lost"}
     assert "slurm.requeues allows no more" in harness(folder, "status", "long")[1]
     assert run.failure() is None
 
@@ -172,8 +169,7 @@ def test_status_logs_and_cancel_follow_a_run(cluster, tmp_path):
     folder = start_folder(tmp_path, LONG)
     assert harness(folder, *LONGER)[0] == 0
     (run,) = Store(folder / "runs").runs()
-    while len(run.metrics()) < 2:
-        time.sleep(0.1)
+    await_epochs(run, 2)
     job = run.jobs()[-1]["job"]
     out = harness(folder, "status", "long")[1]
     assert re.search(rf"running +job {job} on n\d +epoch \d+/2000, \d+ (s|min) left", out), out
@@ -184,7 +180,7 @@ def test_status_logs_and_cancel_follow_a_run(cluster, tmp_path):
     assert states(folder, "long") == {run.run_id: "running"}
     assert harness(folder, "cancel", "long", "--state=queued", "--yes")[2] == "nothing to cancel\n"
     assert "1 of 1 runs ended" in harness(folder, "cancel", "long", stdin="y\n")[2]
-    assert await_states(folder, "long", 60) == {run.run_id: "cancelled"}
+    assert await_states(folder, "long", 180) == {run.run_id: "cancelled"}
     assert run.checkpoints()
     assert harness(folder, "status", "lon")[0] == 2
     assert "nothing was printed" not in harness(folder, "logs", run.run_id)[2]
@@ -207,7 +203,7 @@ def test_two_processes_give_the_numbers_of_one(cluster, tmp_path, shape):
     elsewhere = start_folder(tmp_path / "one", TINY)
     assert harness(folder, "sweep", "tiny.yaml", "--launcher=slurm")[0] == 0
     assert harness(elsewhere, "sweep", "tiny.yaml", "--launcher=inline", "--threads=1")[0] == 0
-    assert set(await_states(folder, "tiny", 120).values()) == {"done"}
+    assert set(await_states(folder, "tiny", 240).values()) == {"done"}
     for run in Store(folder / "runs").runs():
         alone = Store(elsewhere / "runs").run(run.run_id)
         assert run.env()["world"] == 2
