@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.slurm import Queued, SlurmError, available, queue
+from harness.slurm import Queued, available, queue
 from harness.store import RunFolder, Store
 
 SILENT_SECONDS = 180
@@ -199,4 +199,4 @@ def table(title: str, found: Sequence[Status]) -> str:
     return "\n".join(lines)
 
 
-__all__ = ["ENDS", "SlurmError", "Status", "log_files", "statuses", "table"]
+__all__ = ["ENDS", "Status", "log_files", "statuses", "table"]

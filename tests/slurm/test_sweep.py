@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -245,4 +244,3 @@ def test_the_site_file_is_checked_by_name(tmp_path):
     code, _, said = harness(tmp_path, "sweep", "tiny.yaml", "--launcher=slurm")
     assert code == 2
     assert "Did you mean 'partition'?" in said
-    assert sys.executable
