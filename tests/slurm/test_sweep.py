@@ -238,6 +238,14 @@ def test_a_dry_run_needs_no_cluster(tmp_path):
     assert "take --launcher local" in said
 
 
+def test_the_hours_of_a_dry_run_are_measured_where_a_like_run_was_made(tmp_path):
+    folder = start_folder(tmp_path, TINY)
+    dry = ("sweep", "tiny.yaml", "--launcher=slurm", "--dry-run", "--set=seeds=[1]")
+    assert re.findall(r"h  (\w+)$", harness(folder, *dry)[1], re.M) == ["estimated"] * 2
+    assert harness(folder, "sweep", "tiny.yaml", "--launcher=inline", "--set=seeds=[0]")[0] == 0
+    assert re.findall(r"h  (\w+)$", harness(folder, *dry)[1], re.M) == ["measured"] * 2
+
+
 def test_the_site_file_is_checked_by_name(tmp_path):
     (tmp_path / "harness.site.yaml").write_text(SITE + "  partion: gpu\n")
     (tmp_path / "tiny.yaml").write_text(TINY)
