@@ -35,9 +35,8 @@ LENGTHS = (8, 32, 197, 1568)
 SCALING = (8, 32, 197, 1568, 16384)
 B, D, N = 8, 768, 16
 HEADS = 12
-REPEATS = 5
-SHORT, REPEATS_SHORT = 32, 50
-"""up to so many tokens there are more repetitions: a call takes a millisecond"""
+REPEATS, SECONDS = 5, 10.0
+"""rounds at least, and how long to go on: short calls need many to meet a quiet moment"""
 QUADRATIC = ("hf",)
 """their backward pass takes time in the square of L: run up to L = 197 only"""
 
@@ -86,13 +85,15 @@ def both(call: Call, parts: list[Tensor]) -> None:
 def least_ms(calls: dict[str, Callable[[], None]], repeats: int = REPEATS) -> dict[str, float]:
     """Least time of each, taken in turn; a first round is not counted."""
     found: dict[str, float] = {}
-    for turn in range(repeats + 1):
+    begun, rounds = time.perf_counter(), 0
+    while rounds <= repeats or time.perf_counter() - begun < SECONDS:
         for name, call in calls.items():
             started = time.perf_counter()
             call()
             spent = 1e3 * (time.perf_counter() - started)
-            if turn:
+            if rounds:
                 found[name] = min(found.get(name, spent), spent)
+        rounds += 1
     return found
 
 
@@ -145,8 +146,7 @@ def _status(field: str) -> int:
 def table() -> None:
     count = torch.get_num_threads()
     print(f"B {B}, D {D}, N {N}, float32, {count} threads, torch {torch.__version__}")
-    print(f"multiples of `numba`'s time, least of {REPEATS} interleaved repetitions ", end="")
-    print(f"({REPEATS_SHORT} up to L {SHORT})")
+    print(f"multiples of `numba`'s time, least of {REPEATS} interleaved repetitions or more")
     for what, step in (("forward", forward), ("forward + backward", both)):
         for length in LENGTHS:
             parts = inputs(B, length)
@@ -157,7 +157,7 @@ def table() -> None:
             }
             if step is forward:
                 calls["probe"] = probe()
-            ms = least_ms(calls, REPEATS_SHORT if length <= SHORT else REPEATS)
+            ms = least_ms(calls)
             bound = ms.pop("probe", 0) * B * length * D * N / PROBED
             told = "  ".join(f"{name} {t / ms['numba']:.1f}" for name, t in ms.items())
             print(f"{what:<19} L {length:<5} numba {ms['numba']:8.2f} ms   {told}", flush=True)
