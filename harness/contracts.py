@@ -49,7 +49,7 @@ class Sample:
     """One item of a dataset."""
 
     id: str
-    """unique within its split"""
+    """unique within its split, but for the views of one sample"""
     streams: Mapping[str, Any]
     """stream name -> raw value, as the stream's `Stream.kind` says"""
     targets: Mapping[str, int]
@@ -76,8 +76,18 @@ class Stream:
     shape: tuple[int, ...]
 
 
+class BadSample(ValueError):
+    """A sample that cannot be read: `<id>: <where, and why>`."""
+
+
 class Split(Protocol):
-    """Map-style torch dataset. `__getitems__` may exist too and fetch a whole batch at once."""
+    """Map-style torch dataset.
+
+    Two more methods may exist: `__getitems__(indices)` fetches a whole batch at once, and
+    `drawn(indices, seed, turn)` the same with the random choices of training, which are settled by
+    seed, turn (the number of the pass) and index alone. The values in a sample's `streams` and
+    `side` may be made when they are asked for; BadSample is raised where one cannot be.
+    """
 
     def __len__(self) -> int: ...
 
@@ -91,6 +101,17 @@ class Dataset:
     """
 
     Config: ClassVar[type[PluginConfig]] = PluginConfig
+    Places: ClassVar[type[PluginConfig]] = PluginConfig
+    """where its files lie on a machine: options of the section `data.<name>` of the site file,
+    which no run id holds"""
+    slow: ClassVar[bool] = False
+    """whether samples take so long to make that worker processes are to make them ahead"""
+    places: Any = None
+    """a `Places`; None where the machine has no site file"""
+    used: frozenset[str] | None = None
+    """streams that the run at hand sees; None: all"""
+    views: int = 1
+    """items of `test` per sample, one behind the other; the mean of what is said of them counts"""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -110,7 +131,10 @@ class Dataset:
         raise NotImplementedError
 
     def fingerprint(self) -> str:
-        """SHA-256 hex digest of everything the samples are made from; same samples, same digest."""
+        """SHA-256 hex digest of everything the samples are made from; same samples, same digest.
+
+        Raises ValueError if something that the used streams need is not there.
+        """
         raise NotImplementedError
 
     def ceilings(self) -> Mapping[str, Mapping[str, float]]:
@@ -243,6 +267,7 @@ class Fusion(nn.Module):
 
 
 __all__ = [
+    "BadSample",
     "Converted",
     "Dataset",
     "Encoder",

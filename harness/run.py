@@ -159,7 +159,7 @@ def _run(job: _Job, threads: int) -> None:
         counted = {**cost(spec, dataset, paths), **measure(spec, dataset, paths, device)}
         found: dict[str, Any] | None = {"metrics": {}, "cost": counted}
     else:
-        found = _learn(spec, dataset, paths, needed, device, job)
+        found = _learn(spec, dataset, paths, needed, device, job, threads)
     if lease is None or found is None:
         return
     result = {
@@ -184,6 +184,7 @@ def _learn(
     needed: Path | None,
     device: torch.device,
     job: _Job,
+    workers: int,
 ) -> dict[str, Any] | None:
     """Train and evaluate; rank 0 writes weights and predictions, and has the rest of the result."""
     folder, lease, group = job.folder, job.lease, job.group
@@ -194,7 +195,9 @@ def _learn(
 
     def feed_all() -> dict[str, Feed]:
         tokens = job.store.tokens
-        return {split: Feed(spec, dataset, split, model, device, tokens) for split in splits}
+        return {
+            split: Feed(spec, dataset, split, model, device, tokens, workers) for split in splits
+        }
 
     # the tokens of frozen encoders are computed and stored by rank 0, and read by the others
     feeds = group.in_turn(feed_all) if model.frozen else feed_all()
@@ -212,7 +215,8 @@ def _learn(
             split: predict(model, feeds[split], spec, group) for split in ("select", "test")
         }
     whole = {split: said for split, said in predictions.items() if said is not None}
-    if lease is None:
+    bad = group.collect({split: feed.bad for split, feed in feeds.items()})
+    if lease is None or bad is None:
         return None
     weights = save({k: v.cpu() for k, v in model.trained_state().items()})
     with lease.held():
@@ -228,6 +232,10 @@ def _learn(
         "cost": counted,
         "loaded": loaded,
         "samples": {split: len(feed) for split, feed in feeds.items()},
+        "bad_samples": {
+            split: {name: why for of_rank in bad for name, why in of_rank[split].items()}
+            for split in feeds
+        },
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -29,6 +30,9 @@ class Site(Config):
     """tracking URI; None: a SQLite file in `runs`"""
     slurm: SlurmSettings = SlurmSettings()
     """what runs ask a cluster for; a sweep's own section `slurm` lies over it"""
+    data: dict[str, dict[str, Any]] = {}
+    """dataset -> where its files lie, e.g. `ek100: {annotations: DIR, footage: DIR}`; paths are
+    relative to the site file"""
 
 
 def site_file() -> Path | None:
@@ -38,6 +42,26 @@ def site_file() -> Path | None:
         if file.is_file():
             return file
     return None
+
+
+def places(name: str, model: type[Config]) -> dict[str, str]:
+    """What the site file says of the dataset `name`, as `model` has it; files and folders absolute.
+
+    Raises ConfigError for an option that `model` lacks, or has otherwise.
+    """
+    file = site_file()
+    written = read_yaml(file).get("data") if file else None
+    own = written.get(name) if written else None
+    if file is None or own is None:
+        return {}
+    found, messages = validate(model, own, f"data.{name}.")
+    if messages or found is None:
+        raise ConfigError(*messages)
+    given = {key: value for key in model.model_fields if (value := getattr(found, key)) is not None}
+    return {
+        key: str((file.parent / value.expanduser()).resolve() if isinstance(value, Path) else value)
+        for key, value in given.items()
+    }
 
 
 def read_site() -> Site:

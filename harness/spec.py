@@ -21,12 +21,14 @@ from harness.config import Config, ConfigError, Node, is_file, near_files, valid
 from harness.contracts import Dataset, Encoder, PluginConfig, Stream
 from harness.files import content_digest
 from harness.registry import DATASETS, ENCODERS, FUSIONS, Registry, unknown
+from harness.site import places
 
 SPEC_VERSION: Final = 2
 """raised when the meaning of a spec changes, so that no old result is taken for a new one"""
 
 Paths = Mapping[str, str]
-"""`sha256:<digest>` -> absolute path of the file with that content"""
+"""`sha256:<digest>` -> absolute path of the file with that content; `data.<dataset>.<place>` ->
+what the site file says of it"""
 
 
 class PluginSpec(Config):
@@ -90,6 +92,12 @@ class TrainSpec(Config):
     """bfloat16: autocast, parameters stay float32"""
     logistic_c: float = Field(default=1.0, gt=0)
     """inverse strength of the L2 penalty of `logistic_regression`"""
+    bad_samples: Literal["repeat", "skip", "fail"] = "fail"
+    """where a training sample cannot be read: the next one that can is taken twice, or the batch is
+    smaller, or the run fails; frozen encoders know no smaller batch and repeat. All are counted"""
+    bad_test_samples: Literal["skip", "fail"] = "fail"
+    """the same for `select` and `test`; what is skipped is not scored, and the result says how many
+    were; frozen encoders fail"""
 
 
 class RunSpec(Config):
@@ -188,6 +196,9 @@ class Resolver:
                 filled[name] = self._input(
                     filled[name], options.at([name]), f"{key}.options.{name}"
                 )
+        if registry is DATASETS:
+            found = places(shell.name, registry[shell.name].Places)
+            self.paths |= {f"data.{shell.name}.{place}": value for place, value in found.items()}
         update: dict[str, Any] = {"options": filled}
         if isinstance(shell, EncoderSpec):
             update["init"] = self._init(shell, node.at(["init"]), f"{key}.init")
@@ -223,7 +234,7 @@ class Resolver:
         data = node.at(["data"])
         try:
             untrained = spec.train.method in ("cost", "evaluate")
-            key = f"{spec.data.model_dump_json()} {untrained}"
+            key = f"{spec.data.model_dump_json()} {untrained} {sorted(spec.encoders)}"
             if key not in self._facts:
                 dataset = dataset_of(spec, self.paths)
                 known = spec.train.method == "cost" or len(dataset.split("train"))
@@ -295,12 +306,17 @@ def init_of(encoder: EncoderSpec, paths: Paths) -> tuple[str, Path | None]:
 
 def dataset_of(spec: RunSpec, paths: Paths) -> Dataset:
     """The dataset of a run; equal ones are built once per process."""
-    return _dataset(
-        spec.data.name, json.dumps(spec.data.options, sort_keys=True), json.dumps(paths)
-    )
+    options, known = json.dumps(spec.data.options, sort_keys=True), json.dumps(dict(paths))
+    return _dataset(spec.data.name, options, known, tuple(sorted(spec.encoders)))
 
 
 @lru_cache(maxsize=64)
-def _dataset(name: str, options: str, paths: str) -> Dataset:
+def _dataset(name: str, options: str, paths: str, used: tuple[str, ...]) -> Dataset:
     plugin = PluginSpec(name=name, options=json.loads(options))
-    return DATASETS[name](plugin_config(DATASETS, plugin, json.loads(paths)))
+    known = json.loads(paths)
+    dataset: Dataset = DATASETS[name](plugin_config(DATASETS, plugin, known))
+    prefix = f"data.{name}."
+    own = {key.removeprefix(prefix): v for key, v in known.items() if key.startswith(prefix)}
+    dataset.places = DATASETS[name].Places(**own)
+    dataset.used = frozenset(used)
+    return dataset

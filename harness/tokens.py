@@ -25,9 +25,10 @@ from torch import nn
 
 from harness.contracts import Dataset, PartedTokens, Sample, Tokens
 from harness.files import read_json, remove_partial, write_atomic, write_json
+from harness.loader import Loader, Request
 from harness.provenance import token_code
 from harness.spec import RunSpec
-from harness.splits import Labels, fetch, labels_of, side_of
+from harness.splits import Labels, labels_of, side_of
 
 BATCH = 256
 
@@ -86,20 +87,23 @@ def _digest(module: nn.Module) -> str:
 
 @torch.no_grad()
 def frozen_tokens(
-    root: Path, key: str, encoder: nn.Module, dataset: Dataset, stream: str, split: str
+    root: Path, key: str, encoder: nn.Module, dataset: Dataset, stream: str, loader: Loader
 ) -> TokenFile:
-    """The stored tokens `key`; computed first if nobody has. Never by two at once."""
+    """The stored tokens `key`; computed from what `loader` reads if nobody has. Never by two at
+    once."""
     folder = root / key
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # freed by the system if its holder dies
         if not (folder / "done.json").exists():
-            _compute(folder, encoder, dataset, stream, split)
+            _compute(folder, encoder, dataset, stream, loader)
     return _open(folder)
 
 
-def _compute(folder: Path, encoder: nn.Module, dataset: Dataset, stream: str, split: str) -> None:
-    items = dataset.split(split)
+def _compute(
+    folder: Path, encoder: nn.Module, dataset: Dataset, stream: str, loader: Loader
+) -> None:
+    count = len(loader)
     device = next(iter([*encoder.parameters(), *encoder.buffers()]), torch.empty(0)).device
     remove_partial(folder)
     lengths: list[int] = []
@@ -109,8 +113,10 @@ def _compute(folder: Path, encoder: nn.Module, dataset: Dataset, stream: str, sp
 
     def write(out: Any) -> None:
         nonlocal width
-        for start in range(0, len(items), BATCH):
-            batch = fetch(items, range(start, min(start + BATCH, len(items))))
+        starts = range(0, count, BATCH)
+        requests = (Request(tuple(range(s, min(s + BATCH, count)))) for s in starts)
+        for found in loader.read(requests):
+            batch = found.samples
             tokens = encode(encoder, batch, stream, device)
             width = tokens.features.shape[-1]
             lengths.extend(tokens.mask.sum(dim=1).tolist())
@@ -129,7 +135,7 @@ def _compute(folder: Path, encoder: nn.Module, dataset: Dataset, stream: str, sp
         folder / "labels.npz",
         lambda out: np.savez(out, **arrays),  # type: ignore[arg-type]
     )
-    write_json(folder / "done.json", {"width": width, "samples": len(items), "split": split})
+    write_json(folder / "done.json", {"width": width, "samples": count})
 
 
 def encode(

@@ -18,18 +18,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.distributed import Group
 from harness.evaluate import Predictions, scores
-from harness.feed import Feed
+from harness.feed import Batch, Feed
 from harness.lease import Lease
 from harness.model import Model
 from harness.resume import Keeper, Place, Stopped
 from harness.spec import RunSpec, TrainSpec
-from harness.splits import Labels, batch_indices
+from harness.splits import Labels
 from harness.store import RunFolder
 
 NO_DECAY_NAMES = {"A_log", "D"}
@@ -67,10 +68,13 @@ def train(
             folder.cut_metrics(place.epoch)
     trained = group.wrap(model)
 
+    total = per_epoch * config.epochs
+    share = group.share(config.batch_size)
+    batches = feeds["train"].training(place.epoch * per_epoch + place.step, total, share)
+
     def step_once(step: int) -> float:
-        total = per_epoch * config.epochs
         set_learning_rates(optimiser, step, total, per_epoch, config)
-        return train_step(spec, trained, feeds["train"], optimiser, step, group)
+        return train_step(spec, trained, next(batches), optimiser, group)
 
     for epoch in range(place.epoch + 1, config.epochs + 1):
         started = time.time() - place.seconds
@@ -123,22 +127,17 @@ def _epoch(
 def train_step(
     spec: RunSpec,
     model: nn.Module,
-    feed: Feed,
+    batch: Batch,
     optimiser: torch.optim.Optimizer,
-    step: int,
     group: Group,
 ) -> float:
-    """One optimiser step; this rank's part of the loss (sum of the targets' cross-entropies, mean
-    over the whole batch) before it."""
+    """One optimiser step with this rank's part of a batch; its part of the loss (sum of the
+    targets' cross-entropies, mean over the whole batch) before it."""
     config = spec.train
-    indices = batch_indices(spec.seed, step, config.batch_size, len(feed))
-    own = group.share(len(indices))
-    batch = feed.batch(indices[own.start : own.stop])
-    share = len(own) / len(indices)
+    share = len(group.share(config.batch_size)) / config.batch_size
+    device = next(iter(batch.targets.values())).device
     with group.exchanging():
-        with torch.autocast(
-            feed.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
-        ):
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             logits = model(batch.inputs, batch.side)
             loss = total_loss(logits, batch.targets, config.label_smoothing)
         optimiser.zero_grad(set_to_none=True)
@@ -171,8 +170,8 @@ def predict(model: Model, feed: Feed, spec: RunSpec, group: Group) -> Prediction
             feed.device.type, torch.bfloat16, enabled=spec.train.precision == "bfloat16"
         ):
             out = model(batch.inputs, batch.side)
-        labels.append(batch.labels)
-        logits.append({name: value.float().cpu().numpy() for name, value in out.items()})
+        labels.append(batch.labels.at(np.arange(0, len(batch.labels.ids), feed.views)))
+        logits.append({name: over_views(value, feed.views) for name, value in out.items()})
     parts = group.collect((labels, logits))
     if parts is None:
         return None
@@ -185,6 +184,15 @@ def predict(model: Model, feed: Feed, spec: RunSpec, group: Group) -> Prediction
         joined.targets,
         {name: np.concatenate([part[name] for part in said]) for name in said[0]},
     )
+
+
+def over_views(logits: Tensor, views: int) -> npt.NDArray[np.float32]:
+    """(B views, classes) -> (B, classes), the logarithm of the mean of the views' softmax."""
+    logits = logits.float()
+    if views > 1:
+        said = logits.log_softmax(1).unflatten(0, (-1, views))
+        logits = said.logsumexp(dim=1) - math.log(views)
+    return np.asarray(logits.cpu().numpy())
 
 
 def parameter_groups(model: Model, config: TrainSpec) -> list[dict[str, Any]]:

@@ -227,7 +227,7 @@ runs:
     model = Model(spec, dataset_of(spec, {}), {})
     load_weights(model, spec, {}, needed)
     stored = Feed(spec, dataset_of(spec, {}), "test", model, CPU, store.tokens)
-    batch = stored.batch(np.arange(20))
+    batch = next(stored.batches(20))
     items = fetch(dataset_of(spec, {}).split("test"), range(20))
     encoder = model.encoders["text"].eval()
     with torch.no_grad():

@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from harness.contracts import Dataset, Encoder, Sample, Split, Stream
@@ -28,6 +27,7 @@ from harness.distributed import Group
 from harness.doctor.machine import words
 from harness.feed import Feed
 from harness.finding import Finding
+from harness.loader import drawn
 from harness.model import Model, load_weights
 from harness.registry import load_plugins
 from harness.spec import Paths, RunSpec, dataset_of
@@ -64,6 +64,7 @@ class Few(Dataset):
     def __init__(self, whole: Dataset, count: int) -> None:
         super().__init__(whole.config)
         self.whole, self.count = whole, count
+        self.slow = whole.slow  # type: ignore[misc]
 
     @property
     def streams(self) -> Mapping[str, Stream]:
@@ -90,6 +91,9 @@ class _First:
     def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
         return fetch(self.items, indices)
 
+    def drawn(self, indices: Sequence[int], seed: int, turn: int) -> list[Sample]:
+        return drawn(self.items, indices, (seed, turn))
+
 
 def take(spec: RunSpec, paths: Paths, threads: int) -> Taken:
     """Build the run's model, train and evaluate it a little, and reckon what the whole takes.
@@ -110,7 +114,7 @@ def take(spec: RunSpec, paths: Paths, threads: int) -> Taken:
     model.to(device)
     with tempfile.TemporaryDirectory() as tokens:
         begun = time.perf_counter()
-        feed = Feed(spec, few, "train", model, device, Path(tokens))
+        feed = Feed(spec, few, "train", model, device, Path(tokens), workers=threads)
         encoding = time.perf_counter() - begun
         step = _steps(spec, model, feed, device)
         evaluating = _evaluation(spec, model, feed, device)
@@ -131,9 +135,10 @@ def _steps(spec: RunSpec, model: Model, feed: Feed, device: torch.device) -> flo
     model.train()
     optimiser = make_optimiser(parameter_groups(model, spec.train), spec.train)
     times: list[float] = []
+    batches = feed.training(0, sys.maxsize, range(spec.train.batch_size))
     while len(times) < WARM_UP + STEPS or sum(times) < LEAST_SECONDS:
         begun = time.perf_counter()
-        train_step(spec, model, feed, optimiser, len(times), Group())
+        train_step(spec, model, next(batches), optimiser, Group())
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begun)
@@ -146,7 +151,7 @@ def _evaluation(spec: RunSpec, model: Model, feed: Feed, device: torch.device) -
     model.eval()
     count = min(EVALUATION_BATCH, len(feed))
     begun = time.perf_counter()
-    batch = feed.batch(np.arange(count))
+    batch = next(feed.batches(count))
     half = spec.train.precision == "bfloat16"
     with torch.autocast(device.type, torch.bfloat16, enabled=half):
         out = model(batch.inputs, batch.side)
