@@ -37,6 +37,7 @@ from harness.data.ek100.resize import Resizer
 
 OPEN_FILES = 4
 """kept open per thread; the index of a long video takes some megabytes"""
+DAMAGED = "it is damaged there, or a little before"
 CHUNK_GAP_SECONDS = 0.1
 """what may be missing at the end of a chunk that has a successor"""
 
@@ -88,7 +89,7 @@ class Reader:
             if stamp is None:
                 raise Unreadable("its frames have no time stamps")
             if frame.is_corrupt:
-                raise Unreadable("it is damaged there, or a little before")
+                raise Unreadable(DAMAGED)
             yield (stamp - self.start) * self.base, frame
 
     def key_frame_between(self, frame: av.VideoFrame, seconds: float) -> bool:
@@ -174,6 +175,8 @@ class Video(Footage):
                 self._read_on(reader, filled)
         except (FFmpegError, OSError, Unreadable) as error:
             OPEN.drop(self.path)
+            if isinstance(error, av.error.InvalidDataError):
+                error = Unreadable(DAMAGED)
             raise self.bad(filled.moment, self._cause(error)) from None
 
     def _read_on(self, reader: Reader, filled: Filled) -> None:
@@ -197,9 +200,9 @@ class Video(Footage):
     def _cause(self, error: Exception) -> str:
         if isinstance(error, FileNotFoundError):
             return "there is no such file"
-        if self.path.is_file() and self.path.stat().st_size == 0:
-            return "the file is empty"
         if isinstance(error, av.error.InvalidDataError):
+            if self.path.stat().st_size == 0:
+                return "the file is empty"
             return "not a video that can be read; is it truncated?"
         return getattr(error, "strerror", None) or str(error)
 
