@@ -1,10 +1,13 @@
 """EK100 hand-object boxes: official pickles and both h5 layouts, linked, in a clip's slots."""
 
+import ast
 import logging
 import multiprocessing
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -426,7 +429,7 @@ def test_linked_tracks_are_kept_until_the_file_changes(pickled, tmp_path, monkey
     file = write(tmp_path / "P01_01.pkl", pickled)
     cache = tmp_path / "cache"
     first = Boxes.open(tmp_path, cache).clip("P01_01", seconds(1, 40))
-    (kept,) = cache.iterdir()
+    (kept,) = cache.glob("*.npy")
 
     def linked_again(found):
         raise AssertionError("linked again")
@@ -445,6 +448,44 @@ def test_linked_tracks_are_kept_until_the_file_changes(pickled, tmp_path, monkey
     np.testing.assert_allclose(changed[0, 2], CUP, atol=1e-6)
     shutil.rmtree(cache)
     np.testing.assert_array_equal(Boxes.open(tmp_path).clip("P01_01", seconds(1)), changed)
+
+
+def _count_links(boxes: Boxes, links) -> None:
+    plain = linking.link
+
+    def counted(found):
+        with links.get_lock():
+            links.value += 1
+        return plain(found)
+
+    linking.link = counted
+    boxes.clip("P01_01", seconds(1))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_of_several_processes_one_links_a_video(pickled, tmp_path):
+    write(tmp_path / "P01_01.pkl", pickled)
+    context = multiprocessing.get_context("fork")
+    links = context.Value("i", 0)
+    boxes = Boxes.open(tmp_path, tmp_path / "cache")
+    workers = [context.Process(target=_count_links, args=(boxes, links)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    assert links.value == 1
+
+
+def test_reading_modules_load_no_library_before_it_is_needed():
+    code = (
+        "import sys, harness.data.ek100.boxes, harness.data.ek100.transforms; "
+        "print({name.split('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = ast.literal_eval(done.stdout)
+    assert "harness" in loaded
+    assert not loaded & {"h5py", "google", "scipy", "torchvision", "PIL", "pandas"}
 
 
 def test_opened_pickles_can_be_sent_to_another_process(pickled, tmp_path):

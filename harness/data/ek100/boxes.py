@@ -22,7 +22,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -32,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.ek100 import detections, linking
-from harness.files import write_atomic
+from harness.files import lock_within, write_atomic
 
 LOG = logging.getLogger(__name__)
 VERSION = 1
@@ -45,6 +47,8 @@ LAYOUTS = ("P*/hand-objects/P*_*.pkl", "hand-objects/P*/P*_*.pkl", "P*/P*_*.pkl"
 FOLDERS = ("", "EPIC-KITCHENS/")
 """below these of a given folder the layouts are looked for; the official downloader makes one"""
 H5_NAME = "epickitchens.h5"
+LINKING_SECONDS = 600.0
+"""how long one process waits for another that links the same video"""
 
 Rows = NDArray[np.float64]
 """(n, 5): x0, y0, x1, y1, id of the boxes of one frame"""
@@ -159,8 +163,9 @@ class Pickles:
         tracks = self.tracks(video)
         if tracks is None:
             return None
-        begin, end = (np.searchsorted(tracks["frame"], numbers, side) for side in SIDES)
-        chosen = (tracks[first:last] for first, last in zip(begin, end, strict=True))
+        frames = tracks["frame"]
+        # bisect reads a few places of the mapped file; searchsorted would copy all of it first
+        chosen = (tracks[bisect_left(frames, n) : bisect_right(frames, n)] for n in numbers)
         return [np.column_stack([rows["box"], rows["id"]]).astype(np.float64) for rows in chosen]
 
     def tracks(self, video: str) -> NDArray[Any] | None:
@@ -172,30 +177,33 @@ class Pickles:
         return _tracks(path, self.cache, stat.st_size, stat.st_mtime_ns)
 
 
-SIDES: tuple[Any, Any] = ("left", "right")
-
-
 @lru_cache(maxsize=64)
 def _tracks(path: Path, cache: Path | None, size: int, mtime_ns: int) -> NDArray[Any]:
     if cache is None:
         return linking.link(detections.read(path))
+    cache.mkdir(parents=True, exist_ok=True)
     file = cache / f"{path.stem}-{size}-{mtime_ns}-{VERSION}.npy"
     kept = _kept(file)
     if kept is not None:
         return kept
-    tracks = linking.link(detections.read(path))
-    cache.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, lambda out: np.save(out, tracks))
+    with (cache / f"{path.stem}.lock").open("w") as lock:
+        with suppress(OSError):  # without locks the same is done twice, which does no harm
+            lock_within(lock, LINKING_SECONDS)
+        kept = _kept(file)
+        if kept is not None:
+            return kept
+        tracks = linking.link(detections.read(path))
+        write_atomic(file, lambda out: np.save(out, tracks))
     return tracks
 
 
 def _kept(file: Path) -> NDArray[Any] | None:
     """Tracks that were kept, mapped from the file so that a clip reads only its part of them."""
     try:
-        tracks: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+        tracks = np.load(file, mmap_mode="r", allow_pickle=False)
     except (FileNotFoundError, ValueError, EOFError):  # not there, or damaged: made anew
         return None
-    return tracks if tracks.dtype == linking.TRACK else None
+    return np.asarray(tracks) if tracks.dtype == linking.TRACK else None
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,11 @@ class Sort:
         self.frames += 1
         self._predict()
         found, track = match(boxes, corners(self.state[:, VALUE]))
-        self._update(track, measured(boxes[found]))
-        self._begin(measured(np.delete(boxes, found, axis=0)))
+        values = measured(boxes)
+        self._update(track, values[found])
+        new = np.ones(len(boxes), np.bool_)
+        new[found] = False
+        self._begin(values[new])
         told = (self.misses == 0) & ((self.streak >= MIN_HITS) | (self.frames <= MIN_HITS))
         answer = self.ids[told][::-1], corners(self.state[told, VALUE])[::-1]
         self._keep(self.misses <= MAX_AGE)
@@ -144,27 +147,35 @@ def match(boxes: Floats, predicted: Floats) -> tuple[NDArray[np.int64], NDArray[
 
 def overlaps(first: Floats, second: Floats) -> Floats:
     """Intersection over union of boxes (n, 4) and (m, 4): (n, m)."""
-    a, b = first[:, None], second[None]
-    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    common: Floats = np.maximum(sides, 0).prod(axis=-1)
-    areas = (a[..., 2:] - a[..., :2]).prod(axis=-1) + (b[..., 2:] - b[..., :2]).prod(axis=-1)
-    shares: Floats = common / (areas - common)
-    return shares
+    near = np.maximum(first[:, None, :2], second[:, :2])
+    far = np.minimum(first[:, None, 2:], second[:, 2:])
+    sides = np.maximum(far - near, 0)
+    common: Floats = sides[..., 0] * sides[..., 1]
+    a, b = first[:, 2:] - first[:, :2], second[:, 2:] - second[:, :2]
+    either = (a[:, 0] * a[:, 1])[:, None] + b[:, 0] * b[:, 1] - common
+    return common / either
 
 
 def measured(boxes: Floats) -> Floats:
     """Corners (n, 4) -> centre x, centre y, area, width / height."""
-    near, far = boxes[:, :2], boxes[:, 2:]
-    width, height = (far - near).T
-    return np.column_stack([(near + far) / 2, width * height, width / height])
+    values = np.empty_like(boxes)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    values[:, :2] = boxes[:, :2] + sides / 2
+    values[:, 2] = sides[:, 0] * sides[:, 1]
+    values[:, 3] = sides[:, 0] / sides[:, 1]
+    return values
 
 
 def corners(values: Floats) -> Floats:
     """The inverse of `measured`."""
-    area, ratio = values[:, 2], values[:, 3]
-    width = np.sqrt(area * ratio)
-    half = np.column_stack([width, area / width]) / 2
-    return np.concatenate([values[:, :2] - half, values[:, :2] + half], axis=1)
+    boxes = np.empty_like(values)
+    width = np.sqrt(values[:, 2] * values[:, 3])
+    height = values[:, 2] / width
+    boxes[:, 0] = values[:, 0] - width / 2
+    boxes[:, 1] = values[:, 1] - height / 2
+    boxes[:, 2] = boxes[:, 0] + width
+    boxes[:, 3] = boxes[:, 1] + height
+    return boxes
 
 
 def link(found: Detections) -> NDArray[Any]:
