@@ -1,25 +1,28 @@
 """Read published checkpoints, safely: nothing that is in a file is run.
 
 The pickle of a torch file is read into notes of which bytes make which tensor (`harness.unpickle`);
-only the tensors of the state dict are then made, each checked to lie inside its bytes.
+only the tensors of the state dict are then made, each checked to lie inside its bytes. Files of
+results, whose arrays may also be numpy's in a plain pickle, are read in the same way.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from harness.config import ConfigError, is_file, near_files
-from harness.unpickle import NAMESPACES, Note, Refused, Stub, Unpickler
+from harness.unpickle import NAMESPACES, Note, Refused, Stub, Unpickler, array_of
 
 WRAPPINGS: Final = ("model_state", "state_dict", "model")
 """keys under which published files hold the state dict: ORViT and Motionformer; AVION and LaViLa"""
@@ -42,28 +45,80 @@ class Checkpoint:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """The tensors and simple values in a file; ConfigError if it is none, damaged or not safe."""
+    instead = (
+        "its state dict alone, e.g. by safetensors.torch.save_file, where the code that wrote it "
+        "is at hand"
+    )
+    with _telling(path, "checkpoint", instead), open(path, "rb") as file:
+        return _read(path, file, path.stat().st_size)
+
+
+def read_values(path: Path) -> Any:
+    """The object in a torch file or a plain pickle; its tensors and numpy arrays are numpy arrays.
+
+    ConfigError as of `read_checkpoint`.
+    """
+    with _telling(path, "pickle", "its arrays alone, as a dictionary"), open(path, "rb") as file:
+        if _head(file).startswith(b"PK\x03\x04"):
+            with zipfile.ZipFile(file) as archive:
+                return _values(*_open_zip(archive))
+        first = Unpickler(file).load()
+        if first != LEGACY[0]:
+            return _values(first, lambda key: bytearray())
+        file.seek(0)
+        return _values(*_open_legacy(file, path.stat().st_size))
+
+
+def _values(whole: Any, fetch: Callable[[str], bytearray]) -> Any:
+    """Notes of tensors and stubs of arrays, at any depth, turned into arrays."""
+    storages: dict[str, torch.UntypedStorage] = {}
+    made: dict[int, Any] = {}
+
+    def make(value: Any) -> Any:
+        if id(value) not in made:  # what is named often is made once
+            made[id(value)] = convert(value)
+        return made[id(value)]
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: make(each) for key, each in value.items()}
+        if isinstance(value, list | tuple) and not isinstance(value, Note):
+            return [make(each) for each in value]
+        if isinstance(value, Note):
+            tensor = _tensor("tensor", value, storages, fetch)
+            return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        array = array_of(value) if isinstance(value, Stub) else value
+        if isinstance(array, np.ndarray) and array.dtype == object:
+            array.flat[:] = [make(each) for each in array.flat]
+        return array
+
+    return make(whole)
+
+
+@contextlib.contextmanager
+def _telling(path: Path, kind: str, instead: str) -> Iterator[None]:
+    """Turns whatever goes wrong with the file into one ConfigError."""
     if not is_file(path):
         raise ConfigError(f"{path}: no such file{near_files(path)}")
     try:
-        with open(path, "rb") as file:
-            return _read(path, file, path.stat().st_size)
+        yield
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except Refused as error:
         raise ConfigError(
             f"{path}: asks for {error}, with which no tensor here is rebuilt; the file was refused "
-            f"and nothing of it was run. If you trust it, save its state dict alone, e.g. by "
-            f"safetensors.torch.save_file, where the code that wrote it is at hand"
+            f"and nothing of it was run. If you trust it, save {instead}"
         ) from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     except Exception as error:
         raise ConfigError(
-            f"{path}: damaged, cut short or not a checkpoint ({type(error).__name__}: {error})"
+            f"{path}: damaged, cut short or not a {kind} ({type(error).__name__}: {error})"
         ) from error
 
 
-def _read(path: Path, file: BinaryIO, size: int) -> Checkpoint:
+def _head(file: BinaryIO) -> bytes:
+    """The first bytes; ConfigError if they are those of something that is often taken for it."""
     head = file.read(512)
     file.seek(0)
     if not head:
@@ -76,6 +131,11 @@ def _read(path: Path, file: BinaryIO, size: int) -> Checkpoint:
         raise ConfigError("is a web page, not a checkpoint; download the file behind it")
     if head[257:262] == b"ustar":
         raise ConfigError("is a tar archive; unpack it, or save anew what the first torch wrote")
+    return head
+
+
+def _read(path: Path, file: BinaryIO, size: int) -> Checkpoint:
+    head = _head(file)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
         return _read_safetensors(path)
     if head.startswith(b"PK\x03\x04"):

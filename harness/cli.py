@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from harness.cli_doctor import checks as check_commands
+from harness.cli_evaluate import scoring as score_commands
 from harness.cli_jobs import jobs as job_commands
 from harness.cli_jobs import submit
 
@@ -32,8 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-app.add_typer(job_commands)
-app.add_typer(check_commands)
+for commands in (job_commands, check_commands, score_commands):
+    app.add_typer(commands)
 
 File = Annotated[Path, typer.Argument(help="Sweep file, e.g. sweeps/table3.yaml.")]
 Target = Annotated[Path, typer.Argument(help="Sweep file, or the spec.json of a run folder.")]

@@ -57,7 +57,8 @@ class Sample:
     group: str = ""
     """what samples are not independent of each other within: a video, a subject"""
     subset: str = ""
-    """a named share of the split that is also reported by itself; empty for none"""
+    """named shares of the split that are also reported by themselves, set apart by spaces; empty
+    for none. `tail@verb` counts for metrics of that target alone; those of pairs are of `action`"""
     side: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     """stream name -> further inputs of its encoder. `boxes` (T, O, 4): x0 y0 x1 y1 in [0, 1] of the
     frame, all zero where there is none"""
@@ -125,6 +126,10 @@ class Dataset:
     def targets(self) -> Mapping[str, int]:
         """Target name -> number of classes."""
         raise NotImplementedError
+
+    def actions(self) -> tuple[tuple[int, int], ...] | None:
+        """Which (verb, noun) exist, in the order of the target `action`; None: it is not known."""
+        return None
 
     def split(self, name: str) -> Split:
         """The split `train`, `select` or `test`."""

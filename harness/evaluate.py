@@ -1,87 +1,130 @@
 """Scores of a split from its logits, and nothing else: no model, no data.
 
-Metric names: `<target>_top1`, `<target>_top5`; with targets `verb` and `noun` also `action_top1`
-(both right) and `action_top5` (the pair among the five with the largest p(verb) p(noun)).
-`<target>_recall5` is the class-mean recall@5 of anticipation: the share of top-5 hits within each
-class that occurs, averaged over classes; classes of `action_recall5` are pairs.
-`action_recall5_each` counts an action where verb and noun are each in their own top 5, a looser
-rule (InAViT's). A name with `[share]` behind it is the same over that share of the split. All are
-shares in [0, 1].
+Metric names: `<target>_top1`, `<target>_top5`, and `<target>_recall5`, the class-mean recall@5 of
+anticipation: the share of top-5 hits within each class that occurs, averaged over classes. With
+targets `verb` and `noun` there are also those of actions, by rules that do not compare:
+
+    action_*                pair: both right; of five, the pairs with the largest p(verb) p(noun)
+    action_*_3806           pair_3806: the same among the pairs that exist, where those are known
+    action_recall5_each     verb and noun each in their own top 5, a looser rule (InAViT's)
+    action_joint_*          joint3806: a head over actions, the target `action` beside the two
+    verb_marginal_*, noun_marginal_*   that head's probabilities, summed by verb and by noun
+
+A name with `[share]` behind it is the same over that share of the split, classes of recalls being
+those that occur in it. All are shares in [0, 1]. Equal logits go to the lower class, and a sample
+with a NaN is wrong.
+
+Source: Damen et al., "Rescaling Egocentric Vision" (IJCV 2022), and its published evaluation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
+from harness.actions import Floats, Ints, broken, marginals, pair_rank, rank_among
+
 Hits = npt.NDArray[np.bool_]
+Strings = npt.NDArray[np.str_]
 
 
 @dataclass(frozen=True)
 class Predictions:
     """What a model said about a split, sample by sample."""
 
-    ids: npt.NDArray[np.str_]
+    ids: Strings
     """(samples,)"""
-    groups: npt.NDArray[np.str_]
+    groups: Strings
     """(samples,) video or subject; empty where samples are independent"""
-    subsets: npt.NDArray[np.str_]
-    """(samples,) name of a share of the split, or empty"""
-    targets: Mapping[str, npt.NDArray[np.int64]]
+    subsets: Strings
+    """(samples,) names of shares of the split, set apart by spaces, or empty; a name `tail@verb`
+    counts for metrics of that target alone"""
+    targets: Mapping[str, Ints]
     """target -> (samples,)"""
     logits: Mapping[str, npt.NDArray[np.float32]]
     """target -> (samples, classes)"""
+    actions: Ints | None = None
+    """(A, 2) the pairs of verb and noun that exist, in the order of the target `action`; None where
+    that is not known"""
+
+
+def pairs_of(actions: Sequence[tuple[int, int]] | None) -> Ints | None:
+    """`Dataset.actions` as Predictions hold them."""
+    return None if actions is None else np.array(actions, np.int64).reshape(-1, 2)
+
+
+class Measure(NamedTuple):
+    """One metric of a split before the mean."""
+
+    name: str
+    target: str
+    """whose shares it is taken over"""
+    hits: Hits
+    """(samples,)"""
+    classes: Ints | None
+    """(samples,) what the hits are averaged within first, for a recall"""
+
+    def over(self, rows: Hits) -> float:
+        """Its value over some samples."""
+        if self.classes is None:
+            return float(self.hits[rows].mean())
+        return class_mean(self.hits[rows], self.classes[rows])
 
 
 def scores(predictions: Predictions) -> dict[str, float]:
-    """Every metric of a split, and of each of its subsets."""
-    hits = hits_by_metric(predictions)
+    """Every metric of a split, and of each of its shares. ValueError if `actions` does not fit."""
+    measured = list(measures(predictions))
     every = np.ones(len(predictions.ids), np.bool_)
-    result = _means(hits, predictions.targets, every) if len(every) else {}
-    for subset in sorted(set(predictions.subsets.tolist()) - {""}):
-        found = _means(hits, predictions.targets, predictions.subsets == subset)
-        result |= {f"{name}[{subset}]": value for name, value in found.items()}
+    result = {one.name: one.over(every) for one in measured if len(every)}
+    for share, by_target in shares(predictions.subsets, {one.target for one in measured}).items():
+        for one in measured:
+            rows = by_target[one.target]
+            if rows.any():
+                result[f"{one.name}[{share}]"] = one.over(rows)
     return result
 
 
-def _means(
-    hits: Mapping[str, Hits], targets: Mapping[str, npt.NDArray[np.int64]], rows: Hits
-) -> dict[str, float]:
-    """Every metric over some rows."""
-    result = {name: float(hit[rows].mean()) for name, hit in hits.items()}
-    classes = {name: truth[rows] for name, truth in targets.items()}
-    if "action_top5" in hits:
-        classes["action"] = classes["verb"] * (classes["noun"].max(initial=0) + 1) + classes["noun"]
-    if "action_top5" in hits and {"verb_top5", "noun_top5"} <= set(hits):
-        each = (hits["verb_top5"] & hits["noun_top5"])[rows]
-        result["action_recall5_each"] = class_mean(each, classes["action"])
-    for target, truth in classes.items():
-        if f"{target}_top5" in hits:
-            result[f"{target}_recall5"] = class_mean(hits[f"{target}_top5"][rows], truth)
-    return result
+def shares(subsets: Strings, targets: set[str]) -> dict[str, dict[str, Hits]]:
+    """Share -> target -> (samples,), whether each is in it."""
+    texts, index = np.unique(subsets, return_inverse=True)
+    named = [set(text.split()) for text in texts.tolist()]
+    found = sorted({name.partition("@")[0] for names in named for name in names})
+    return {
+        share: {
+            target: np.array([bool(names & {share, f"{share}@{target}"}) for names in named])[index]
+            for target in sorted(targets)
+        }
+        for share in found
+    }
 
 
-def class_mean(hits: Hits, truth: npt.NDArray[np.int64]) -> float:
+def class_mean(hits: Hits, truth: Ints) -> float:
     """Mean over the classes in `truth` of the share of hits among their samples."""
     _, index, counts = np.unique(truth, return_inverse=True, return_counts=True)
     return float((np.bincount(index, weights=hits) / counts).mean())
 
 
-def metric_names(targets: Mapping[str, int]) -> list[str]:
-    """Names of the metrics of targets (name -> classes), without shares."""
-    named = [f"{target}_top1" for target in targets]
-    large = [target for target, classes in targets.items() if classes > 5]
-    if {"verb", "noun"} <= set(targets):
-        named += [
-            "action_top1",
-            *(["action_recall5_each"] if {"verb", "noun"} <= set(large) else []),
-        ]
+def metric_names(targets: Mapping[str, int], actions: bool = False) -> list[str]:
+    """Names of the metrics of targets (name -> classes), without shares; `actions`: whether the
+    dataset says which pairs exist."""
+    pairs = {"verb", "noun"} <= set(targets)
+    heads = {_head(target, targets): classes for target, classes in targets.items()}
+    if actions and pairs and "action" in targets:
+        heads |= {f"{side}_marginal": targets[side] for side in ("verb", "noun")}
+    named = [f"{head}_top1" for head in heads]
+    large = [head for head, classes in heads.items() if classes > 5]
+    each = ["action_recall5_each"] if {"verb", "noun"} <= set(large) else []
+    if pairs:
+        named += ["action_top1", *each]
         large.append("action")
-    return named + [f"{target}_{kind}" for target in large for kind in ("top5", "recall5")]
+    named += [f"{head}_{kind}" for head in large for kind in ("top5", "recall5")]
+    if pairs and actions:
+        named += [f"action_{kind}_3806" for kind in ("top1", "top5", "recall5")]
+    return named
 
 
 def hits_by_metric(predictions: Predictions) -> dict[str, Hits]:
@@ -89,60 +132,88 @@ def hits_by_metric(predictions: Predictions) -> dict[str, Hits]:
 
     Recalls are not such means and are left out.
     """
-    hits: dict[str, Hits] = {}
-    for target, truth in predictions.targets.items():
-        rank = rank_of(predictions.logits[target], truth)
-        hits[f"{target}_top1"] = rank < 1
-        if predictions.logits[target].shape[1] > 5:
-            hits[f"{target}_top5"] = rank < 5
-    if {"verb", "noun"} <= set(predictions.targets):
-        hits["action_top1"] = hits["verb_top1"] & hits["noun_top1"]
-        hits["action_top5"] = pair_in_top(
-            predictions.logits["verb"],
-            predictions.logits["noun"],
-            predictions.targets["verb"],
-            predictions.targets["noun"],
+    return {one.name: one.hits for one in measures(predictions) if one.classes is None}
+
+
+def measures(predictions: Predictions) -> Iterator[Measure]:
+    """Every metric, by its samples."""
+    targets, logits = predictions.targets, predictions.logits
+    for target, truth in targets.items():
+        rank = rank_of(logits[target], truth)
+        yield from _of(_head(target, targets), target, rank, truth, logits[target].shape[1])
+    if {"verb", "noun"} <= set(targets):
+        yield from _pairs(predictions)
+        if predictions.actions is not None:
+            yield from _known_actions(predictions, predictions.actions)
+
+
+def _pairs(predictions: Predictions) -> Iterator[Measure]:
+    verb, noun = (predictions.targets[side] for side in ("verb", "noun"))
+    verbs, nouns = (predictions.logits[side] for side in ("verb", "noun"))
+    classes = _pair_classes(predictions)
+    yield from _of("action", "action", pair_rank(verbs, nouns, verb, noun), classes)
+    if min(verbs.shape[1], nouns.shape[1]) > 5:
+        each = (rank_of(verbs, verb) < 5) & (rank_of(nouns, noun) < 5)
+        yield Measure("action_recall5_each", "action", each, classes)
+
+
+def _known_actions(predictions: Predictions, actions: Ints) -> Iterator[Measure]:
+    """By the rules for which it is known what pairs exist."""
+    targets, logits = predictions.targets, predictions.logits
+    rank = rank_among(actions, logits["verb"], logits["noun"], targets["verb"], targets["noun"])
+    yield from _of("action", "action", rank, _pair_classes(predictions), suffix="_3806")
+    if "action" in targets:
+        _check_actions(predictions, actions)
+        sizes = [logits[side].shape[1] for side in ("verb", "noun")]
+        summed = marginals(logits["action"], actions, *sizes)
+        for side, said, classes in zip(("verb", "noun"), summed, sizes, strict=True):
+            rank = rank_of(said, targets[side])
+            yield from _of(f"{side}_marginal", side, rank, targets[side], classes)
+
+
+def _of(
+    name: str, target: str, rank: Ints, classes: Ints, many: int | None = None, suffix: str = ""
+) -> Iterator[Measure]:
+    """The metrics of ranks among `many`; of five or fewer the top five say nothing."""
+    yield Measure(f"{name}_top1{suffix}", target, rank < 1, None)
+    if many is None or many > 5:
+        yield Measure(f"{name}_top5{suffix}", target, rank < 5, None)
+        yield Measure(f"{name}_recall5{suffix}", target, rank < 5, classes)
+
+
+def _head(target: str, targets: Mapping[str, object]) -> str:
+    """A target's name in metrics: beside `verb` and `noun`, `action_*` are those of the pair."""
+    pairs = {"verb", "noun"} <= set(targets)
+    return "action_joint" if pairs and target == "action" else target
+
+
+def _pair_classes(predictions: Predictions) -> Ints:
+    """(samples,) a number for each pair of verb and noun."""
+    verb, noun = predictions.targets["verb"], predictions.targets["noun"]
+    return np.asarray(verb * (noun.max(initial=0) + 1) + noun, np.int64)
+
+
+def _check_actions(predictions: Predictions, actions: Ints) -> None:
+    said = predictions.logits["action"].shape[1]
+    if said != len(actions):
+        raise ValueError(f"the head `action` has {said} classes, but {len(actions)} actions exist")
+    truth = np.stack([predictions.targets["verb"], predictions.targets["noun"]], axis=1)
+    wrong = (actions[predictions.targets["action"]] != truth).any(axis=1)
+    if wrong.any():
+        bad = int(wrong.argmax())
+        action = int(predictions.targets["action"][bad])
+        raise ValueError(
+            f"sample {predictions.ids[bad]}: action {action} is verb and noun "
+            f"{actions[action].tolist()}, but its own are {truth[bad].tolist()}"
         )
-    return hits
 
 
-def rank_of(logits: npt.NDArray[np.float32], truth: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def rank_of(logits: Floats, truth: Ints) -> Ints:
     """(samples,) how many classes come before the true one; ties go to the lower index.
 
-    A sample whose logits hold a NaN ranks last.
+    A sample whose logits hold a NaN or +inf ranks last.
     """
     own = np.take_along_axis(logits, truth[:, None], axis=1)
-    lower = np.arange(logits.shape[1])[None, :] < truth[:, None]
-    before = (logits > own) | ((logits == own) & lower)
-    broken = np.isnan(logits).any(axis=1)
-    return np.asarray(np.where(broken, logits.shape[1], before.sum(axis=1)), np.int64)
-
-
-def pair_in_top(
-    first: npt.NDArray[np.float32],
-    second: npt.NDArray[np.float32],
-    first_truth: npt.NDArray[np.int64],
-    second_truth: npt.NDArray[np.int64],
-    k: int = 5,
-) -> npt.NDArray[np.bool_]:
-    """(samples,) whether the true pair is among the k with the largest sum of log-probabilities.
-
-    The k best pairs lie among the k best of each side, so only k x k are compared.
-    """
-    best = [np.argsort(-logits, axis=1, kind="stable")[:, :k] for logits in (first, second)]
-    a = np.take_along_axis(log_softmax(first), best[0], axis=1)
-    b = np.take_along_axis(log_softmax(second), best[1], axis=1)
-    pairs = (a[:, :, None] + b[:, None, :]).reshape(len(first), -1)
-    chosen = np.argsort(-pairs, axis=1, kind="stable")[:, :k]
-    width = best[1].shape[1]
-    said_first = np.take_along_axis(best[0], chosen // width, axis=1)
-    said_second = np.take_along_axis(best[1], chosen % width, axis=1)
-    hit = (said_first == first_truth[:, None]) & (said_second == second_truth[:, None])
-    broken = np.isnan(first).any(axis=1) | np.isnan(second).any(axis=1)
-    return np.asarray(hit.any(axis=1) & ~broken)
-
-
-def log_softmax(logits: npt.NDArray[np.float32]) -> Array:
-    """Over the last axis, in float64."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+    before = logits > own
+    before |= (logits == own) & (np.arange(logits.shape[1]) < truth[:, None])
+    return np.asarray(np.where(broken(logits), logits.shape[1], before.sum(axis=1)), np.int64)

@@ -22,19 +22,16 @@ import json
 import os
 import shutil
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from harness.config import ConfigError
 from harness.evaluate import Predictions
 from harness.files import lock_within, read_json, write_atomic, write_json
 from harness.lease import Lease, break_lease, holder_alive, last_holder, lease_holder
+from harness.predictions import read_predictions, write_predictions
 
 KEPT_WHEN_STALE = ("env.json", "metrics.jsonl", "weights.safetensors", "predictions.npz")
 EXPORT_WAIT_SECONDS = 5.0
@@ -214,36 +211,15 @@ class RunFolder:
     # what came out
 
     def write_predictions(self, predictions: Predictions) -> None:
-        arrays: dict[str, npt.NDArray[Any]] = {
-            "ids": predictions.ids,
-            "groups": predictions.groups,
-            "subsets": predictions.subsets,
-        }
-        arrays |= {f"target/{name}": value for name, value in predictions.targets.items()}
-        arrays |= {f"logits/{name}": value for name, value in predictions.logits.items()}
-        write_atomic(
-            self.path / "predictions.npz",
-            lambda out: np.savez_compressed(out, **arrays),  # type: ignore[arg-type]
-        )
+        write_predictions(self.path / "predictions.npz", predictions)
 
     def predictions(self) -> Predictions:
         """Of the test split."""
-        file = self.path / "predictions.npz"
         try:
-            with np.load(file, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ConfigError(
-                f"{file}: cannot be read ({error}); delete result.json beside it and run the sweep "
-                f"again"
-            ) from None
-        return Predictions(
-            ids=arrays["ids"],
-            groups=arrays["groups"],
-            subsets=arrays["subsets"],
-            targets={k[7:]: v for k, v in arrays.items() if k.startswith("target/")},
-            logits={k[7:]: v for k, v in arrays.items() if k.startswith("logits/")},
-        )
+            return read_predictions(self.path / "predictions.npz")
+        except ConfigError as error:
+            again = "delete result.json beside it and run the sweep again"
+            raise ConfigError(f"{error}; {again}") from None
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Last of all: from now on the run is done."""

@@ -132,7 +132,7 @@ def plan(
     runs: list[PlannedRun] = []
     try:
         runs = planner.all()
-        messages += _metric_problems(report, text.sections["report"], planner.targets, runs)
+        messages += _metric_problems(report, text.sections["report"], planner.metrics(), runs)
     except ConfigError as error:
         messages += error.messages
     refuse(messages)
@@ -151,12 +151,11 @@ def plan(
 def _metric_problems(
     report: ReportSpec | None,
     node: Node,
-    targets: Mapping[str, int],
+    known: list[str],
     runs: Sequence[PlannedRun],
 ) -> list[str]:
     if report is None:
         return []
-    known = metric_names(targets)
     where = node.at(["metrics"]).where
     trained = any(run.spec.train.method != "cost" for run in runs if run.in_table)
     if trained and not report.metrics:
@@ -178,10 +177,16 @@ class _Planner:
         self.needed: dict[str, PlannedRun] = {}
         self.targets: dict[str, int] = {}
         """of all runs, with their classes"""
+        self.actions = False
+        """whether one of their datasets says which pairs of verb and noun exist"""
         self.data: PluginSpec | None = None
         """the dataset they were last asked of"""
         self.making: list[str] = []
         self.messages: list[str] = []
+
+    def metrics(self) -> list[str]:
+        """Names of the metrics that runs have."""
+        return metric_names(self.targets, self.actions)
 
     def all(self) -> list[PlannedRun]:
         rows = rows_of(self.text)
@@ -236,7 +241,9 @@ class _Planner:
         check_buildable(spec, self.resolver.paths, merged.at(["fusion"]).where)
         if spec.data is not self.data:  # equal parts of a sweep are one object
             self.data = spec.data
-            self.targets |= dataset_of(spec, self.resolver.paths).targets
+            dataset = dataset_of(spec, self.resolver.paths)
+            self.targets |= dataset.targets
+            self.actions |= dataset.actions() is not None
         label = titles.get("label", row)
         return PlannedRun(row, label, titles.get("paper"), True, spec.run_id, spec)
 

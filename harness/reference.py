@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from harness.evaluate import Predictions
+from harness.evaluate import Predictions, pairs_of
 from harness.feed import Feed
 from harness.model import Model
 from harness.spec import RunSpec
@@ -56,6 +56,7 @@ def fit(
             arrays[split][1].subsets,
             arrays[split][1].targets,
             logits[split],
+            pairs_of(feeds[split].dataset.actions()),
         )
         for split in logits
     }, coefficients

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.distributed import Group
-from harness.evaluate import Predictions, scores
+from harness.evaluate import Predictions, pairs_of, scores
 from harness.feed import Batch, Feed
 from harness.lease import Lease
 from harness.model import Model
@@ -183,6 +183,7 @@ def predict(model: Model, feed: Feed, spec: RunSpec, group: Group) -> Prediction
         joined.subsets,
         joined.targets,
         {name: np.concatenate([part[name] for part in said]) for name in said[0]},
+        pairs_of(feed.dataset.actions()),
     )
 
 

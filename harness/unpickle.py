@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import pickle
 import pickletools
+import re
 import struct
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from typing import Any, Final, NamedTuple, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 INERT: Final = frozenset(
@@ -152,6 +155,30 @@ class Unpickler(pickle.Unpickler):
         return Storage(key, dtype, start)
 
 
+def array_of(stub: Stub) -> npt.NDArray[Any]:
+    """The numpy array that a stub stands for, made from its bytes; Refused if it is none.
+
+    An array of objects holds what the pickle does: text, numbers and further stubs.
+    """
+    name = stub.origin.rpartition(".")[2]
+    if name == "_reconstruct" and isinstance(stub.state, tuple) and len(stub.state) == 5:
+        _, shape, kind, fortran, data = stub.state
+    elif name == "_frombuffer" and len(stub.args) == 4:
+        data, kind, shape, order = stub.args
+        fortran = order == "F"
+    else:
+        raise Refused(f"{stub.origin or 'an object'} (only tensors and numpy's arrays are read)")
+    if isinstance(data, list):
+        objects = np.empty(len(data), object)
+        objects[:] = data
+        return objects.reshape(shape)
+    code, byte_order = str(kind.args[0]), str(kind.state[1])
+    if not re.fullmatch(r"[biufU]\d+", code):
+        raise Refused(f"numpy's type {code}")
+    flat = np.frombuffer(data, np.dtype(byte_order.replace("|", "") + code))
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
 def _rebuilders() -> dict[str, Any]:
     """What makes notes of tensors, and containers; made anew for each file, for a pickle can set
     attributes of whatever it is given."""
@@ -185,7 +212,10 @@ def _rebuilders() -> dict[str, Any]:
 
     def scalar(kind: Any, raw: Any = b"") -> Any:
         """numpy's number, where it is a common one of this byte order."""
-        code = NUMBERS.get(kind.args[0]) if isinstance(kind, Stub) and kind.args else None
+        name = kind.args[0] if isinstance(kind, Stub) and kind.args else ""
+        if re.fullmatch(r"U\d+", str(name)) and isinstance(raw, bytes):
+            return raw.decode("utf-32-le").rstrip("\0")
+        code = NUMBERS.get(name)
         usual = code and isinstance(raw, bytes) and len(raw) == struct.calcsize(code)
         order = kind.state[1] if usual and isinstance(kind.state, tuple) else ">"
         return struct.unpack("<" + code, raw)[0] if code and order in "<|" else Stub()

@@ -93,7 +93,7 @@ def _too_good(report: ReportSpec, rows: Sequence[Row]) -> Iterator[str]:
                 yield (
                     f"{TOO_GOOD} {row.label} is above its ceiling! {heading(metric)}{where}: "
                     f"{share(found.mean)} where {share(ceiling)} ({row.ceiling_name}) bounds it, "
-                    f"more than 3 binomial standard errors of {row.samples[subset]} samples. "
+                    f"more than 3 binomial standard errors of {row.count(metric, subset)} samples. "
                     f"Something leaks, {_otherwise(row)}."
                 )
 
@@ -199,7 +199,7 @@ def _clusters(rows: Sequence[Row]) -> str:
 
 
 def _samples(rows: Sequence[Row]) -> str:
-    counts = sorted({row.samples[""] for row in rows})
+    counts = sorted({row.samples for row in rows})
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 

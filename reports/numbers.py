@@ -11,6 +11,13 @@ from reports.statistics import Summary
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"
 """a cell without a number"""
+RULES = {
+    "_each": "each",
+    "_3806": "pairs that exist",
+    "_joint": "head over actions",
+    "_marginal": "summed over actions",
+}
+"""part of a metric's name -> what it says of how the metric is counted"""
 
 
 def percent(found: Summary | None, scale: float = 100, digits: int = 1) -> str:
@@ -54,8 +61,10 @@ def target_of(metric: str) -> str:
 
 
 def _split(metric: str) -> tuple[str, str]:
-    match = re.fullmatch(r"(.+)_(top|recall)(\d+)(_each)?", metric)
+    match = re.fullmatch(r"(.+?)(_joint|_marginal)?_(top|recall)(\d+)(_each|_3806)?", metric)
     if not match:
         return metric, ""
-    target, kind, k, each = match.groups()
-    return target, (f"top-{k}" if kind == "top" else f"recall@{k}") + (", each" if each else "")
+    target, head, kind, k, rule = match.groups()
+    told = [f"top-{k}" if kind == "top" else f"recall@{k}"]
+    told += [RULES[part] for part in (head, rule) if part]
+    return target, ", ".join(told)

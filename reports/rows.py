@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from harness.evaluate import Predictions, hits_by_metric, scores
+from harness.evaluate import Predictions, hits_by_metric, scores, shares
 from harness.store import Store
 from harness.track import Tracked, key
+from reports.numbers import target_of
 from reports.statistics import Summary, summary
 
 WORST_FIRST = ("failed", "running", "interrupted", "new")
@@ -45,8 +46,10 @@ class Row:
     label: str
     paper: str | None
     seeds: tuple[SeedResult, ...]
-    samples: Mapping[str, int]
-    """test samples per seed: `` all of them, else those of a subset"""
+    samples: int
+    """test samples per seed"""
+    shares: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """subset -> target -> how many of them are in it"""
     grouped: bool = False
     """whether its test samples come in groups: subjects, videos"""
 
@@ -137,6 +140,10 @@ class Row:
     def summary(self, metric: str) -> Summary | None:
         return summary(list(self.values(metric).values()))
 
+    def count(self, metric: str, subset: str = "") -> int:
+        """Test samples per seed that a metric, or its value in a subset, is the mean of."""
+        return self.shares.get(subset, {}).get(target_of(metric), 0) if subset else self.samples
+
     def ceiling(self, metric: str) -> float | None:
         """Its own ceiling of a metric, where it is known."""
         return self.final(f"ceiling/{self.ceiling_name}/{key(metric)}")
@@ -175,14 +182,14 @@ def _row(
         by_seed.setdefault(run["seed"], []).append(run["run_id"])
     seeds = tuple(_seed(store, tracked, seed, ids) for seed, ids in by_seed.items())
     first = next((seed for seed in seeds if seed.state == "done"), None)
-    samples: Counter[str] = Counter()
-    grouped = False
+    samples, counts, grouped = 0, {}, False
     if first is not None and first.metrics:  # a run that counts cost has no predictions
         said = predictions(store, first)
-        samples.update(Counter(said.subsets.tolist()))
-        samples[""] = len(said.subsets)
+        samples = len(said.ids)
+        found = shares(said.subsets, {*said.targets, "action"})
+        counts = {k: {t: int(rows.sum()) for t, rows in v.items()} for k, v in found.items()}
         grouped = bool((said.groups != "").any())
-    return Row(name, runs[0]["label"], runs[0]["paper"], seeds, samples, grouped)
+    return Row(name, runs[0]["label"], runs[0]["paper"], seeds, samples, counts, grouped)
 
 
 def _seed(
@@ -216,6 +223,7 @@ def predictions(store: Store, seed: SeedResult) -> Predictions:
         np.concatenate([part.subsets for part in parts]),
         {t: np.concatenate([part.targets[t] for part in parts]) for t in parts[0].targets},
         {t: np.concatenate([part.logits[t] for part in parts]) for t in parts[0].logits},
+        parts[0].actions,
     )
 
 

@@ -158,9 +158,10 @@ def above_ceiling(row: Row, metric: str, subset: str = "") -> bool:
     """Whether the row's mean lies further above its ceiling than chance explains."""
     name = f"{metric}[{subset}]" if subset else metric
     found, ceiling = row.summary(name), row.ceiling(name)
-    if found is None or ceiling is None or not row.samples.get(subset):
+    count = row.count(metric, subset)
+    if found is None or ceiling is None or not count:
         return False
-    return exceeds(found.mean, ceiling, row.samples[subset])
+    return exceeds(found.mean, ceiling, count)
 
 
 def _raw(name: str, found: Summary | None) -> dict[str, float | int | None]:

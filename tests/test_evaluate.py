@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from harness.evaluate import Predictions, hits_by_metric, metric_names, pair_in_top, rank_of, scores
+from harness.actions import pair_rank
+from harness.evaluate import Predictions, hits_by_metric, metric_names, rank_of, scores
 
 
 def predictions(verb, noun, verb_truth, noun_truth, subsets=None) -> Predictions:
@@ -52,8 +53,8 @@ def test_the_five_best_pairs_equal_those_of_the_full_table():
     table = (verb[:, :, None] + noun[:, None, :]).reshape(200, -1)
     own = table[np.arange(200), truth_v * 12 + truth_n]
     expected = (table > own[:, None]).sum(axis=1) < 5
-    found = pair_in_top(verb.astype(np.float32), noun.astype(np.float32), truth_v, truth_n)
-    assert (found == expected).all()
+    rank = pair_rank(verb.astype(np.float32), noun.astype(np.float32), truth_v, truth_n)
+    assert ((rank < 5) == expected).all()
 
 
 @pytest.mark.parametrize("classes", [{"label": 4}, {"verb": 8, "noun": 12}, {"verb": 3, "side": 9}])

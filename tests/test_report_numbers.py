@@ -128,7 +128,7 @@ def row_as_in(protocol, **changed):
     params = {**protocol, **changed}
     metrics = {"verb_top1": 0.70, "noun_top1": 0.62, "action_top1": 0.486}
     run = Tracked("id", "mlflow", {}, params, {})
-    return Row("mamba", "Ours", "MambaVL", (SeedResult(0, ("id",), "done", (run,), metrics),), {})
+    return Row("mamba", "Ours", "MambaVL", (SeedResult(0, ("id",), "done", (run,), metrics),), 0)
 
 
 def test_a_row_is_comparable_only_if_all_of_the_protocol_agrees():
@@ -191,7 +191,7 @@ def test_numbers_on_the_cost_axis_do_not_run_into_each_other(costs, unit):
             f"row {place}",
             None,
             (SeedResult(0, ("id",), "done", (run,), {"verb_top1": 0.5}),),
-            {},
+            0,
         )
         for place, cost in enumerate(costs)
         for run in [Tracked("id", "mlflow", {"cost/gflops": cost}, {}, {})]

@@ -56,9 +56,9 @@ class Places(PluginConfig):
     boxes: Path | None = None
     """folder of hand-object pickles, or `epickitchens.h5`; None: boxes are absent"""
     questions: Path | None = None
-    """JSON lines with `narration_id`, `verb_question`, `noun_question`, made from the true labels"""
+    """JSON lines with `narration_id`, `verb_question`, `noun_question`, of the true labels"""
     predicted_questions: Path | None = None
-    """the same, made from a model's predictions"""
+    """the same, of what a model predicted"""
     scratch: Path | None = None
     """fast local folder: footage is copied there when it is first opened, and indices are kept"""
 

@@ -1,6 +1,7 @@
 """The questions to each segment, from a file of JSON lines.
 
-Source: paper sec. 3.1; how its two questions are joined it does not say, here one follows the other.
+Source: paper sec. 3.1; it does not say how the two are joined; here one
+follows the other.
 """
 
 from __future__ import annotations
