@@ -57,6 +57,7 @@ def evaluate(
         raise ConfigError("--submission: needs --annotations, the segments it must cover")
     if actions not in (None, "head", "pair", "none"):
         raise ConfigError(f"--actions: {actions!r} is none of head, pair, none")
+    levels = _levels(sls)
     said, file = _read(predictions)
     truth = _truth(annotations) if annotations is not None else None
     if truth is not None:
@@ -65,10 +66,12 @@ def evaluate(
         said = against(said, truth, file)
     elif not said.targets:
         raise ConfigError(f"{file}: holds no truth; give it by --annotations")
+    if not said.targets and submission is None:
+        raise ConfigError(f"{annotations}: has no classes; for a --submission that would do")
     if said.targets:
         print(score_table(said))
     if submission is not None and truth is not None:
-        made = _submission(said, challenge, _levels(sls), actions)
+        made = _submission(said, challenge, levels, actions)
         made.write(submission, truth, overwrite)
         print(f"{submission}: {len(said.ids):,} segments for {challenge}", file=sys.stderr)
 
@@ -82,6 +85,8 @@ def _read(name: str) -> tuple[Predictions, Path]:
 
     path = Path(name)
     if path.is_dir():
+        if RunFolder(path).state() != "done":
+            raise ConfigError(f"{path}: not the folder of a run that is done")
         return RunFolder(path).predictions(), path
     if path.suffix == ".npz":
         return read_predictions(path), path

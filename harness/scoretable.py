@@ -26,7 +26,8 @@ KINDS: Mapping[str, str] = {"top": "top-{}", "recall": "class-mean recall@{}"}
 def score_table(said: Predictions) -> str:
     """Percent with one decimal, rules in words, and how many samples each column holds."""
     found = scores(said)
-    columns = ["", *sorted({name.partition("[")[2][:-1] for name in found} - {""})]
+    named = {name.partition("[")[2][:-1] for name in found} - {""}
+    columns = ["", *sorted(named, key=lambda share: (share == "tail", share))]  # as in print
     lines = [("metric", "rule", *(share or "overall" for share in columns))]
     for metric in dict.fromkeys(name.partition("[")[0] for name in found):
         names = [f"{metric}[{share}]" if share else metric for share in columns]
@@ -52,10 +53,11 @@ def _in_words(metric: str) -> tuple[str, str]:
 
 def _counts(said: Predictions) -> list[str]:
     """`tail: verb 1,760, noun 1,900, action 3,105 samples`."""
-    targets = set(said.targets) | ({"action"} if {"verb", "noun"} <= set(said.targets) else set())
+    pairs = {"verb", "noun"} <= set(said.targets)
+    targets = dict.fromkeys([*said.targets, "action"] if pairs else said.targets)
     lines = [f"overall: {len(said.ids):,} samples"]
-    for share, rows in shares(said.subsets, targets).items():
-        counts = {target: int(np.sum(rows[target])) for target in rows}
+    for share, rows in shares(said.subsets, set(targets)).items():
+        counts = {target: int(np.sum(rows[target])) for target in targets}
         told = ", ".join(f"{target} {count:,}" for target, count in counts.items())
         same = len(set(counts.values())) == 1
         lines.append(f"{share}: {f'{next(iter(counts.values())):,}' if same else told} samples")

@@ -59,6 +59,9 @@ def against(said: Predictions, truth: Truth, path: Path) -> Predictions:
     actions = said.actions if said.actions is not None else truth.actions
     targets = dict(truth.targets)
     if "action" in said.logits and targets and actions is not None:
+        heads = said.logits["action"].shape[1]
+        if heads != len(actions):
+            raise ConfigError(f"{path}: a head over {heads} actions, where {len(actions)} exist")
         targets["action"] = _places(actions, targets["verb"], targets["noun"], truth, path)
     logits = {name: value[order] for name, value in said.logits.items()}
     return Predictions(truth.ids, truth.groups, truth.subsets, targets, logits, actions)
