@@ -2,11 +2,14 @@
 
 import math
 import re
+from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
-from report_bench import KITCHEN
+from report_bench import KITCHEN, Bench, kitchen, kitchen_spec
 
+from harness import track
 from harness.plan import ReportSpec
 from harness.store import Store
 from harness.track import Tracked
@@ -14,7 +17,7 @@ from reports import figures
 from reports import published as paper
 from reports.numbers import MINUS, NONE, heading, percent, points, size
 from reports.render import comma_separated, escape, latex, markdown
-from reports.rows import Row, SeedResult
+from reports.rows import Row, SeedResult, collect
 from reports.statistics import (
     clear_winner,
     exceeds,
@@ -101,10 +104,33 @@ def test_numbers_are_printed_for_reading():
     assert points(-1.25) == f"{MINUS}1.2"
     sizes = {0.0042: "0.0042", 0.0000378: "0.0000378", 1.2345: "1.23", 148.2: "148.2", 0: "0"}
     assert {value: size(value) for value in sizes} == sizes
-    assert [heading(name) for name in ("verb_top1", "noun_recall5")] == [
-        "Verb top-1",
-        "Noun recall@5",
-    ]
+    headings = {
+        "verb_top1": "Verb top-1",
+        "noun_recall5": "Noun recall@5",
+        "left_motion_top1": "Left_motion top-1",
+        "action_recall5_each": "Action recall@5, each",
+        "action_top1_3806": "Action top-1, pairs that exist",
+        "action_joint_top5": "Action top-5, head over actions",
+        "verb_marginal_recall5": "Verb recall@5, summed over actions",
+    }
+    assert {name: heading(name) for name in headings} == headings
+
+
+def test_the_samples_of_a_subset_are_counted_for_each_target(store):
+    bench = Bench(store)
+    folder = bench.plan("mlp", "MLP", kitchen_spec("mlp", 0))
+    subsets = np.array(["unseen tail@verb"] * 7 + ["tail@noun"] * 3 + [""] * 90)
+    bench.finish(folder, replace(kitchen((3, 3), (4, 4)), subsets=subsets))
+    bench.write_sweep("mine", "", KITCHEN)
+    track.prepare(store)
+    track.collect(store)
+    (row,) = collect(store, track.tracked(bench.uri), store.sweeps()[0])
+    counted = [row.count(m, s) for m in ("verb_top1", "noun_recall5") for s in ("tail", "unseen")]
+    assert counted == [7, 7, 3, 7]
+    assert row.count("action_top1", "tail") == 0
+    assert row.count("verb_top1") == 100
+    assert row.values("verb_top1[tail]") == {0: pytest.approx(3 / 7)}
+    assert row.values("action_top1[tail]") == {}
 
 
 def test_the_papers_numbers_are_those_it_prints():

@@ -11,15 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from safetensors.torch import load_file
 
 from harness import tokens
 from harness.cli import main
+from harness.data.simkitchen import SimKitchen
+from harness.evaluate import scores
 from harness.feed import Feed
 from harness.launch import launch
 from harness.model import Model, load_weights
 from harness.plan import plan
 from harness.provenance import changes
+from harness.registry import DATASETS
 from harness.spec import dataset_of
 from harness.splits import fetch
 from harness.states import plan_table, stale_runs, state_of
@@ -74,8 +78,6 @@ def finish(store: Store, file: Path):
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """A finished sweep: (folder, sweep, store, outcome)."""
-    from conftest import TINY
-
     folder = tmp_path_factory.mktemp("done")
     (folder / "tiny.yaml").write_text(TINY + ROWS)
     store = Store(folder / "runs")
@@ -103,6 +105,29 @@ def test_the_scores_are_those_of_the_stored_predictions(done):
     said = folder.predictions()
     share = (said.logits["verb"].argmax(1) == said.targets["verb"]).mean()
     assert folder.result()["metrics"]["test/verb_top1"] == pytest.approx(share)
+
+
+class KnownActions(SimKitchen):
+    """SimKitchen as if only pairs on a diagonal, and ten more, existed."""
+
+    def actions(self):
+        return tuple((v, n) for v in range(8) for n in range(12) if v == n or v == 3)
+
+
+def test_a_dataset_that_says_which_actions_exist_has_the_metrics_of_these(
+    store, sweep_file, monkeypatch
+):
+    monkeypatch.setitem(DATASETS._plugins, "known_actions", KnownActions)
+    rows = "runs: {text: {train.epochs: 1}, lr: {train: {method: logistic_regression}}}\n"
+    base = TINY.replace("simkitchen", "known_actions").replace("action_top1", "action_top1_3806")
+    sweep, outcome = finish(store, sweep_file(rows, base=base))
+    assert len(outcome.done) == 2
+    for run in sweep.runs:
+        folder = store.run(run.run_id)
+        assert len(folder.predictions().actions) == 19
+        found = folder.result()["metrics"]
+        assert found["test/action_top1_3806"] == scores(folder.predictions())["action_top1_3806"]
+        assert "select/action_recall5_3806" in found
 
 
 def test_the_same_sweep_again_does_nothing(done):

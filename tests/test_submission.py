@@ -470,10 +470,19 @@ def test_help_needs_nothing_heavy():
     assert done.stdout.rstrip().endswith("[]")
 
 
-def test_the_real_validation_set_is_written_and_scores_as_before(tmp_path):
+def test_real_segments_are_written_and_score_as_before(tmp_path):
     if not (SHARED / annotations.VALIDATION).exists():
         pytest.skip("the annotations of EK100 are not on this machine (../shared/ek100)")
     truth = read_truth(SHARED)
+    some = slice(None, None, 20)
+    targets = {name: values[some] for name, values in truth.targets.items()}
+    truth = replace(
+        truth,
+        ids=truth.ids[some],
+        groups=truth.groups[some],
+        subsets=truth.subsets[some],
+        targets=targets,
+    )
     whole = against(said_of(truth), truth, Path())
     Submission("action_anticipation", whole.ids, whole.logits["verb"], whole.logits["noun"]).write(
         tmp_path / "s.zip", truth

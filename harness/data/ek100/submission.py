@@ -148,6 +148,6 @@ class Submission:
 
 def _scores(keys: list[str], values: Floats) -> str:
     """With as many digits as tell all numbers of their precision apart."""
-    digits = 17 if values.dtype == np.float64 else 9
-    told = (f'"{k}": {v:.{digits}g}' for k, v in zip(keys, values.tolist(), strict=True))
-    return f"{{{', '.join(told)}}}"
+    number = "%.17g" if values.dtype == np.float64 else "%.9g"
+    form = ", ".join([f'"{key}": {number}' for key in keys])
+    return f"{{{form % tuple(values.tolist())}}}"
