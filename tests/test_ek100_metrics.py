@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from harness.actions import best_pairs, marginals, pair_rank, rank_among
-from harness.data.ek100.truth import VALIDATION, actions_of, read_truth, subset_names
+from harness.data.ek100.annotations import VALIDATION, actions_of, share_names
+from harness.data.ek100.truth import read_truth
 from harness.evaluate import Predictions, metric_names, scores, shares
 
 ROOT = Path(__file__).resolve().parent
@@ -41,11 +42,13 @@ def case_of(name):
         case = {k.split("/")[1]: stored[k] for k in stored.files if k.split("/")[0] == name}
     verb, noun = case["verb_labels"].astype(int), case["noun_labels"].astype(int)
     n = len(verb)
-    subsets = subset_names(
+    named = zip(
         np.isin(case["participant_ids"], case["unseen_participants"].astype(str)),
         np.isin(verb, case["tail_verbs"]),
         np.isin(noun, case["tail_nouns"]),
+        strict=True,
     )
+    subsets = np.array([share_names(*map(bool, row)) for row in named])
     said = Predictions(
         np.arange(n).astype(str),
         np.full(n, ""),
@@ -250,7 +253,7 @@ def test_an_action_that_is_not_its_verb_and_noun_is_refused():
 
 def test_actions_are_in_the_order_of_the_published_heads():
     pairs = [(0, 10), (0, 2), (10, 0), (2, 0), (0, 2)]
-    assert actions_of(pairs).tolist() == [[0, 10], [0, 2], [10, 0], [2, 0]]
+    assert actions_of(pairs) == ((0, 10), (0, 2), (10, 0), (2, 0))
 
 
 def test_the_shares_of_the_real_validation_set_have_their_published_sizes():

@@ -1,6 +1,5 @@
 """Results files of EK100: read, checked against the annotations, scored, written out."""
 
-import csv
 import json
 import os
 import pickle
@@ -13,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ek100_bench import COLUMNS, row, write_annotations, write_csv
 
 from harness.cli import main
 from harness.config import ConfigError
-from harness.data.ek100 import truth as annotations
+from harness.data.ek100 import annotations
+from harness.data.ek100.annotations import NOUNS, VERBS
 from harness.data.ek100.results import against, read_results
 from harness.data.ek100.submission import Submission, best_of_head, best_of_pairs
-from harness.data.ek100.truth import NOUNS, VERBS, read_truth
+from harness.data.ek100.truth import read_truth
 from harness.evaluate import Predictions, scores
 from harness.predictions import read_predictions, write_predictions
 
@@ -27,25 +28,20 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "ek100"
 SEGMENTS = 12
 
 
-def write_csv(file, header, rows):
-    with open(file, "w", newline="") as out:
-        csv.writer(out).writerows([header, *rows])
-
-
 @pytest.fixture
 def folder(tmp_path):
     """Annotations of twelve made-up segments, of two participants."""
-    at = tmp_path / "annotations"
-    at.mkdir()
-    head = ["narration_id", "participant_id", "video_id", "verb_class", "noun_class"]
-    rows = [
-        (f"P0{n % 2}_01_{n}", f"P0{n % 2}", f"P0{n % 2}_01", n % 4, n % 5) for n in range(SEGMENTS)
-    ]
-    write_csv(at / annotations.VALIDATION, head, rows)
+    rows = [row(f"P0{n % 2}_01", n, n, n + 1, n % 4, n % 5) for n in range(SEGMENTS)]
+    at = write_annotations(tmp_path / "annotations", train=(), validation=rows)
     write_csv(at / annotations.TAIL_VERBS, ["verb"], [[3]])
     write_csv(at / annotations.TAIL_NOUNS, ["noun"], [[4]])
     write_csv(at / annotations.UNSEEN, ["participant_id"], [["P01"]])
     return at
+
+
+def train_on(folder, *pairs):
+    rows = [row("P05_01", n, n, n + 1, *pair) for n, pair in enumerate(pairs)]
+    write_csv(folder / annotations.TRAIN, COLUMNS, rows)
 
 
 def said_of(truth, seed=0, sharpness=3.0):
@@ -165,8 +161,8 @@ def test_results_are_put_in_the_order_of_the_annotations(folder):
     said = said_of(truth)
     whole = against(said, truth, Path("r.pt"))
     assert whole.ids.tolist() == truth.ids.tolist()
-    row = said.ids.tolist().index(truth.ids[5])
-    assert (whole.logits["verb"][5] == said.logits["verb"][row]).all()
+    place = said.ids.tolist().index(truth.ids[5])
+    assert (whole.logits["verb"][5] == said.logits["verb"][place]).all()
     assert (whole.targets["verb"] == truth.targets["verb"]).all()
 
 
@@ -193,7 +189,7 @@ def test_a_segment_that_lacks_is_an_error_though_all_others_are_right(folder):
 
 def test_a_training_set_beside_it_says_which_actions_exist(folder):
     assert read_truth(folder).actions is None
-    write_csv(folder / annotations.TRAIN, ["verb_class", "noun_class"], [[0, 10], [0, 10], [0, 0]])
+    train_on(folder, (0, 10), (0, 10), (0, 0))
     actions = read_truth(folder).actions.tolist()
     assert actions[:3] == [[0, 0], [0, 10], [0, 3]]
     assert len(actions) == SEGMENTS + 1
@@ -204,7 +200,7 @@ def test_annotations_with_a_file_or_a_class_that_is_not_there_are_refused(folder
     with pytest.raises(ValueError, match=r"no EPIC_100_tail_nouns\.csv"):
         read_truth(folder)
     write_csv(folder / annotations.TAIL_NOUNS, ["noun"], [[300]])
-    with pytest.raises(ValueError, match=r"row 2: '300' is not a class in 0\.\.299"):
+    with pytest.raises(ValueError, match=r"nouns\.csv:2: noun: '300' is not a class in 0\.\.299"):
         read_truth(folder)
 
 
@@ -238,20 +234,20 @@ def test_a_submission_holds_every_score_of_every_segment(folder, tmp_path, chall
     assert tuple(whole[key] for key in ("sls_pt", "sls_tl", "sls_td")) == supervision
     assert set(whole) == {"version", "challenge", "sls_pt", "sls_tl", "sls_td", "results"}
     assert list(whole["results"]) == truth.ids.tolist()
-    for row, one in enumerate(whole["results"].values()):
+    for number, one in enumerate(whole["results"].values()):
         assert set(one) == {"verb", "noun"}
         assert list(one["verb"]) == [str(n) for n in range(97)]
         assert list(one["noun"]) == [str(n) for n in range(300)]
-        assert (np.array(list(one["verb"].values()), np.float32) == made.verb[row]).all()
-        assert (np.array(list(one["noun"].values()), np.float32) == made.noun[row]).all()
+        assert (np.array(list(one["verb"].values()), np.float32) == made.verb[number]).all()
+        assert (np.array(list(one["noun"].values()), np.float32) == made.noun[number]).all()
 
 
 def test_the_100_best_actions_of_pairs_are_those_of_the_whole_table(folder, tmp_path):
     made, truth = submission_of(folder)
     made = replace(made, actions=best_of_pairs(made.verb, made.noun))
     made.write(tmp_path / "s.zip", truth)
-    for row, one in enumerate(content(tmp_path / "s.zip")["results"].values()):
-        table = made.verb[row].astype(float)[:, None] + made.noun[row]
+    for number, one in enumerate(content(tmp_path / "s.zip")["results"].values()):
+        table = made.verb[number].astype(float)[:, None] + made.noun[number]
         best = np.argsort(-table.ravel(), kind="stable")[:100]
         assert list(one["action"]) == [f"{n // 300},{n % 300}" for n in best]
         assert list(one["action"].values()) == table.ravel()[best].tolist()
@@ -262,12 +258,11 @@ def test_the_100_best_actions_of_a_head_are_its_own():
     actions = np.stack(divmod(rng.permutation(97 * 300)[:3806], 300), axis=1)
     logits = rng.integers(0, 50, (600, 3806)).astype(np.float32)
     best = best_of_head(logits, actions)
-    for row in (0, 511, 512, 599):
-        order = np.argsort(-logits[row], kind="stable")[:100]
-        assert (
-            np.stack([best.verb[row], best.noun[row]], axis=1).tolist() == actions[order].tolist()
-        )
-        assert (best.scores[row] == logits[row, order]).all()
+    for number in (0, 511, 512, 599):
+        order = np.argsort(-logits[number], kind="stable")[:100]
+        pairs = np.stack([best.verb[number], best.noun[number]], axis=1)
+        assert pairs.tolist() == actions[order].tolist()
+        assert (best.scores[number] == logits[number, order]).all()
 
 
 def twice(best):
@@ -352,7 +347,7 @@ def test_published_results_are_scored_by_rule_and_share(folder, tmp_path, monkey
     truth = read_truth(folder)
     said = said_of(truth)
     torch.save(as_list(said), tmp_path / "r.pt")
-    write_csv(folder / annotations.TRAIN, ["verb_class", "noun_class"], [[0, 10]])
+    train_on(folder, (0, 10))
     code, out, _ = evaluate(monkeypatch, capsys, tmp_path / "r.pt", "--annotations", folder)
     assert code == 0
     found = scores(against(said, read_truth(folder), Path("r.pt")))
@@ -378,7 +373,7 @@ def test_one_file_of_segments_is_scored_overall(folder, tmp_path, monkeypatch, c
 
 
 def test_own_predictions_bring_their_truth_and_their_head(folder, tmp_path, monkeypatch, capsys):
-    write_csv(folder / annotations.TRAIN, ["verb_class", "noun_class"], [[9, n] for n in range(99)])
+    train_on(folder, *((9, n) for n in range(99)))
     truth = read_truth(folder)
     whole = against(said_of(truth), truth, Path())
     places = {pair: place for place, pair in enumerate(map(tuple, truth.actions.tolist()))}
@@ -432,7 +427,7 @@ def test_segments_without_public_classes_make_a_submission_and_no_scores(
         (["nothing.pt"], "nothing.pt: no such file"),
         (["r.pt"], "r.pt: holds no truth; give it by --annotations"),
         (["r.pt", "--submission", "s.zip"], "--submission: needs --annotations"),
-        (["r.pt", "--annotations", "nowhere"], "--annotations: nowhere: no nowhere"),
+        (["r.pt", "--annotations", "nowhere"], "--annotations: nowhere: no such file"),
         (["r.pt", "--annotations", "annotations", "--sls", "1,2"], "--sls: three levels"),
         (["r.pt", "--annotations", "annotations", "--actions", "all"], "--actions: 'all' is none"),
         (["annotations"], "annotations: not the folder of a run that is done"),

@@ -44,7 +44,7 @@ MOST_WORDS = 64
 INSTEAD = "see docs/ek100.md"
 
 
-class Places(PluginConfig):
+class Ek100Places(PluginConfig):
     """Where a machine has the dataset; `data.ek100` of the site file."""
 
     annotations: Path | None = None
@@ -67,7 +67,7 @@ class Places(PluginConfig):
 class Ek100(Dataset):
     """97 verbs, 300 nouns; 67,217 segments to train on, 9,668 to test."""
 
-    Places = Places
+    Places = Ek100Places
     slow = True
 
     class Config(PluginConfig):
@@ -115,7 +115,7 @@ class Ek100(Dataset):
             return self
 
     config: Config
-    places: Places | None
+    places: Ek100Places | None
 
     @property
     def streams(self) -> Mapping[str, Stream]:
@@ -147,7 +147,7 @@ class Ek100(Dataset):
         found = self.annotations
         videos = sorted({segment.video for segment in (*found.train, *found.validation)})
         root = self._place("footage", "the videos or frames")
-        own = self.places or Places()
+        own = self.places or Ek100Places()
         layout = find_layout(root, own.template, videos, own.scratch)
         if layout.missing:
             raise ValueError(
@@ -163,7 +163,7 @@ class Ek100(Dataset):
         parts = splits(self.annotations, self.config.select_share)
         if name not in parts:
             raise ValueError(f"ek100 has the splits {', '.join(parts)}, not {name!r}")
-        own = self.places or Places()
+        own = self.places or Ek100Places()
         return Ek100Split(
             self.config,
             name,

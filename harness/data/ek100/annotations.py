@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +27,10 @@ FILES = (TRAIN, VALIDATION, TAIL_VERBS, TAIL_NOUNS, UNSEEN)
 WHERE_FROM = "git clone https://github.com/epic-kitchens/epic-kitchens-100-annotations"
 
 Pair = tuple[int, int]
+
+
+class NoColumn(ValueError):
+    """A file lacks a column that was asked for."""
 
 
 class Segment(NamedTuple):
@@ -77,13 +81,17 @@ class Annotations:
     def subset(self, segment: Segment) -> str:
         """The shares of the validation set that a segment is in, as `contracts.Sample` has them."""
         verb, noun = segment.verb in self.tail_verbs, segment.noun in self.tail_nouns
-        named = {
-            "unseen": segment.participant in self.unseen,
-            "tail@verb": verb,
-            "tail@noun": noun,
-            "tail@action": verb or noun,
-        }
-        return " ".join(name for name, holds in named.items() if holds)
+        return share_names(segment.participant in self.unseen, verb, noun)
+
+
+def share_names(unseen: bool, verb: bool, noun: bool) -> str:
+    """Shares of a segment whose kitchen is unseen, whose verb and whose noun is of the tail.
+
+    `tail` are the classes that share the last fifth of the training set; of actions, those with
+    such a verb or such a noun.
+    """
+    named = {"unseen": unseen, "tail@verb": verb, "tail@noun": noun, "tail@action": verb or noun}
+    return " ".join(name for name, holds in named.items() if holds)
 
 
 @lru_cache(maxsize=4)
@@ -104,21 +112,26 @@ def _read(folder: Path, names: tuple[str, ...], _stamps: tuple[int, ...]) -> Ann
         frozenset(_column(folder / TAIL_VERBS, "verb", _class(VERBS))),
         frozenset(_column(folder / TAIL_NOUNS, "noun", _class(NOUNS))),
         frozenset(_column(folder / UNSEEN, "participant_id", str)),
-        _listed(folder / PAIRS) if PAIRS in names else pairs_of([*train, *validation]),
+        _listed(folder / PAIRS)
+        if PAIRS in names
+        else actions_of((s.verb, s.noun) for s in (*train, *validation)),
         digest.hexdigest(),
     )
 
 
-def pairs_of(found: Sequence[Segment]) -> tuple[Pair, ...]:
+def _occurring(found: Iterable[Segment]) -> tuple[Pair, ...]:
+    return actions_of((segment.verb, segment.noun) for segment in found)
+
+
+def actions_of(pairs: Iterable[Pair]) -> tuple[Pair, ...]:
     """The pairs that occur, ordered as the text `verb:noun`: 0:0, 0:1, 0:10, ..."""
-    pairs = {(segment.verb, segment.noun) for segment in found}
-    return tuple(sorted(pairs, key=lambda pair: f"{pair[0]}:{pair[1]}"))
+    return tuple(sorted(set(pairs), key=lambda pair: f"{pair[0]}:{pair[1]}"))
 
 
 def segments(file: Path) -> tuple[Segment, ...]:
     """The rows of a training or validation file. Raises ValueError with file and line."""
     found: dict[str, Segment] = {}
-    for segment in _rows(file, _SEGMENT):
+    for segment in rows(file, _SEGMENT):
         if segment[0] in found:
             raise ValueError(f"{file}: the narration id {segment[0]} is there twice")
         found[str(segment[0])] = Segment(*segment)  # type: ignore[arg-type]
@@ -145,16 +158,16 @@ def _class(count: int) -> Callable[[str], int]:
     return read
 
 
-def _word(text: str) -> str:
+def word(text: str) -> str:
     if not re.fullmatch(r"[\w.-]+", text):
         raise ValueError(f"{text!r} is not an id")
     return text
 
 
 _SEGMENT: Mapping[str, Callable[[str], object]] = {
-    "narration_id": _word,
-    "participant_id": _word,
-    "video_id": _word,
+    "narration_id": word,
+    "participant_id": word,
+    "video_id": word,
     "start_timestamp": seconds,
     "stop_timestamp": seconds,
     "verb_class": _class(VERBS),
@@ -163,17 +176,17 @@ _SEGMENT: Mapping[str, Callable[[str], object]] = {
 }
 
 
-def _rows(
+def rows(
     file: Path, columns: Mapping[str, Callable[[str], object]]
 ) -> Iterator[tuple[object, ...]]:
-    """The columns of each row, converted."""
+    """The columns of each row, converted. Raises ValueError with file and line."""
     with open(file, newline="", encoding="utf-8-sig") as lines:
         reader = csv.reader(lines)
         try:
             header = next(reader, [])
             lacking = [name for name in columns if name not in header]
             if lacking:
-                raise ValueError(
+                raise NoColumn(
                     f"{file}:1: no column {', '.join(lacking)}; there are {', '.join(header)}"
                 )
             places = {name: header.index(name) for name in columns}
@@ -195,16 +208,16 @@ def _rows(
 
 
 def _column(file: Path, name: str, convert: Callable[[str], object]) -> list:
-    return [value for (value,) in _rows(file, {name: convert})]
+    return [value for (value,) in rows(file, {name: convert})]
 
 
 def _listed(file: Path) -> tuple[Pair, ...]:
     """The pairs of `actions.csv` (id, verb, noun, action), in the order of their ids."""
     whole = _class(1_000_000)
-    rows = sorted(_rows(file, {"id": whole, "verb": _class(VERBS), "noun": _class(NOUNS)}))  # type: ignore[type-var]
-    if [row[0] for row in rows] != list(range(len(rows))):
-        raise ValueError(f"{file}: ids are not 0..{len(rows) - 1}, each once")
-    return tuple((row[1], row[2]) for row in rows)  # type: ignore[misc]
+    listed = sorted(rows(file, {"id": whole, "verb": _class(VERBS), "noun": _class(NOUNS)}))  # type: ignore[type-var]
+    if [row[0] for row in listed] != list(range(len(listed))):
+        raise ValueError(f"{file}: ids are not 0..{len(listed) - 1}, each once")
+    return tuple((row[1], row[2]) for row in listed)  # type: ignore[misc]
 
 
 def splits(found: Annotations, share: float) -> dict[str, tuple[Segment, ...]]:

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from harness.checkpoint import read_values
 from harness.config import ConfigError
-from harness.data.ek100.truth import NOUNS, VERBS, Truth, order_of
+from harness.data.ek100.annotations import NOUNS, VERBS
+from harness.data.ek100.truth import Truth, order_of
 from harness.evaluate import Predictions
 
 FIELDS = {"verb_output": VERBS, "noun_output": NOUNS}

@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from harness.actions import CHUNK, Floats, Ints, best_pairs
 from harness.config import ConfigError
-from harness.data.ek100.truth import NOUNS, VERBS, Truth, order_of
+from harness.data.ek100.annotations import NOUNS, VERBS
+from harness.data.ek100.truth import Truth, order_of
 from harness.files import write_atomic
 
 VERSION: Final = "0.2"

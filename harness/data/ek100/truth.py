@@ -1,28 +1,30 @@
 """What results on EK100 are held against: the segments of a split, their classes and shares.
 
-Source: github.com/epic-kitchens/epic-kitchens-100-annotations (CC BY-NC 4.0, not part of this
-project). Shares are those of the published evaluation: `unseen` are segments of participants who
-are not in the training set; `tail` are verbs, nouns, and for actions either, of the classes that
-share the last fifth of the training set.
+Source: none, ours; the annotations name theirs.
 """
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from harness.data.ek100.annotations import (
+    TRAIN,
+    VALIDATION,
+    Annotations,
+    NoColumn,
+    Segment,
+    rows,
+    segments,
+    word,
+)
+
 Ints = npt.NDArray[np.int64]
 Strings = npt.NDArray[np.str_]
-
-VERBS, NOUNS = 97, 300
-VALIDATION, TRAIN = "EPIC_100_validation.csv", "EPIC_100_train.csv"
-TAIL_VERBS, TAIL_NOUNS = "EPIC_100_tail_verbs.csv", "EPIC_100_tail_nouns.csv"
-UNSEEN = "EPIC_100_unseen_participant_ids_validation.csv"
 NAMED = 3
 """ids that a message lists before it only counts"""
 
@@ -49,56 +51,32 @@ def read_truth(path: Path) -> Truth:
 
     A file without classes, such as EPIC_100_test_timestamps.csv, gives ids alone.
     """
-    folder = path.is_dir()
-    file = path / VALIDATION if folder else path
-    needed = [file, *(path / name for name in (TAIL_VERBS, TAIL_NOUNS, UNSEEN) if folder)]
-    missing = [one.name for one in needed if not one.is_file()]
-    if missing:
-        raise ValueError(
-            f"{path}: no {', '.join(missing)}; give the folder, or one file, of the annotations "
-            f"(github.com/epic-kitchens/epic-kitchens-100-annotations)"
-        )
-    public = "verb_class" in _header(file)
-    columns = ["narration_id", "participant_id", "video_id"]
-    rows = _columns(file, columns + (["verb_class", "noun_class"] if public else []))
-    ids, participants, videos = (np.array(rows[name], np.str_) for name in columns)
-    if not len(ids) or len(set(ids.tolist())) < len(ids):
-        raise ValueError(f"{file}: no segments, or one of them twice")
-    targets: dict[str, Ints] = {}
-    if public:
-        targets["verb"] = _classes(file, rows["verb_class"], VERBS)
-        targets["noun"] = _classes(file, rows["noun_class"], NOUNS)
-    subsets, actions = np.full(len(ids), "", np.str_), None
-    if folder:
-        tails = [
-            np.isin(targets[name], _classes(path / list_, _columns(path / list_, [name])[name], n))
-            for name, list_, n in (("verb", TAIL_VERBS, VERBS), ("noun", TAIL_NOUNS, NOUNS))
-        ]
-        unseen = np.isin(
-            participants, _columns(path / UNSEEN, ["participant_id"])["participant_id"]
-        )
-        subsets = subset_names(unseen, *tails)
-        if (path / TRAIN).is_file():
-            train = _columns(path / TRAIN, ["verb_class", "noun_class"])
-            verbs = [*targets["verb"].tolist(), *map(int, train["verb_class"])]
-            nouns = [*targets["noun"].tolist(), *map(int, train["noun_class"])]
-            actions = actions_of(zip(verbs, nouns, strict=True))
-    return Truth(file, ids, videos, subsets, targets, actions)
+    if path.is_dir():
+        found = Annotations.read(path, train=(path / TRAIN).is_file())
+        shares = [found.subset(segment) for segment in found.validation]
+        actions = np.array(found.actions, np.int64) if found.train else None
+        return _truth(path / VALIDATION, found.validation, shares, actions)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file, or folder of annotations")
+    try:
+        whole = segments(path)
+    except NoColumn:
+        pairs = list(rows(path, {"narration_id": word, "video_id": word}))
+        ids, videos = (np.array(column, np.str_) for column in zip(*pairs, strict=True))
+        return Truth(path, ids, videos, np.full(len(ids), "", np.str_), {}, None)
+    return _truth(path, whole, [""] * len(whole), None)
 
 
-def subset_names(
-    unseen: npt.NDArray[np.bool_], verb: npt.NDArray[np.bool_], noun: npt.NDArray[np.bool_]
-) -> Strings:
-    """(N,) names of shares: whose kitchen is unseen, whose verb and whose noun is of the tail."""
-    named = {"unseen": unseen, "tail@verb": verb, "tail@noun": noun, "tail@action": verb | noun}
-    held = zip(*(rows.tolist() for rows in named.values()), strict=True)
-    return np.array([" ".join(n for n, has in zip(named, row, strict=True) if has) for row in held])
-
-
-def actions_of(pairs: Iterable[tuple[int, int]]) -> Ints:
-    """(A, 2) the pairs that occur, in the order of the published heads: that of the text `v:n`."""
-    ordered = sorted(set(pairs), key=lambda pair: f"{pair[0]}:{pair[1]}")
-    return np.array(ordered, np.int64)
+def _truth(
+    file: Path, found: Sequence[Segment], shares: Sequence[str], actions: Ints | None
+) -> Truth:
+    targets = {
+        "verb": np.array([segment.verb for segment in found], np.int64),
+        "noun": np.array([segment.noun for segment in found], np.int64),
+    }
+    ids = np.array([segment.narration_id for segment in found])
+    videos = np.array([segment.video for segment in found])
+    return Truth(file, ids, videos, np.array(shares, np.str_), targets, actions)
 
 
 def order_of(ids: Sequence[str], truth: Truth, what: str) -> Ints:
@@ -122,25 +100,3 @@ def order_of(ids: Sequence[str], truth: Truth, what: str) -> Ints:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
-
-
-def _header(file: Path) -> list[str]:
-    with open(file, newline="", encoding="utf-8-sig") as lines:
-        return next(csv.reader(lines), [])
-
-
-def _columns(file: Path, names: Sequence[str]) -> dict[str, list[str]]:
-    """Column -> its values."""
-    lacking = [name for name in names if name not in _header(file)]
-    if lacking:
-        raise ValueError(f"{file}: no column {', '.join(lacking)}; is it of the annotations?")
-    with open(file, newline="", encoding="utf-8-sig") as lines:
-        rows = list(csv.DictReader(lines))
-    return {name: [row[name] or "" for row in rows] for name in names}
-
-
-def _classes(file: Path, values: Sequence[str], count: int) -> Ints:
-    for line, text in enumerate(values, 2):
-        if not text.isdecimal() or int(text) >= count:
-            raise ValueError(f"{file}: row {line}: {text!r} is not a class in 0..{count - 1}")
-    return np.array([int(text) for text in values], np.int64)

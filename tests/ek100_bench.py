@@ -1,0 +1,109 @@
+"""A small EPIC-Kitchens-100: rows of the real schema, and stamped footage to them, all made up."""
+
+import csv
+import json
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+
+from ek100_footage import RATES, make_video
+
+COLUMNS = (
+    *("narration_id", "participant_id", "video_id", "narration_timestamp", "start_timestamp"),
+    *("stop_timestamp", "start_frame", "stop_frame", "narration", "verb", "verb_class"),
+    *("noun", "noun_class", "all_nouns", "all_noun_classes"),
+)
+TRAIN = ("P01_01", "P01_02", "P01_03", "P02_101", "P02_102", "P02_103")
+TEST = ("P01_04", "P18_01")
+SECONDS = 10.0
+RATE = {
+    name: RATES["50"] if len(name) == 7 else rate
+    for name, rate in zip(
+        (*TRAIN, *TEST),
+        [RATES["59.94"], RATES["29.97"], RATES["47.95"], *[RATES["50"]] * 3, *[RATES["59.94"]] * 2],
+        strict=True,
+    )
+}
+SIZE = (96, 64)
+
+
+def clock(seconds: float) -> str:
+    """00:00:01.50"""
+    minutes, rest = divmod(seconds, 60)
+    return f"{int(minutes) // 60:02}:{int(minutes) % 60:02}:{rest:05.2f}"
+
+
+def row(video: str, number: int, start: float, stop: float, verb: int, noun: int) -> list[object]:
+    return [
+        f"{video}_{number}", video.split("_")[0], video, clock(start), clock(start), clock(stop),
+        max(1, int(start * 60)), int(stop * 60), f"do {verb} with {noun}", f"verb{verb}", verb,
+        f"noun{noun}", noun, f"['noun{noun}']", f"[{noun}]",
+    ]  # fmt: skip
+
+
+def rows_of(videos: Iterable[str], each: int = 8) -> list[list[object]]:
+    """Segments of 0.9 s and more, the first of each video from its beginning on."""
+    return [
+        row(
+            video, n, n * 1.15, n * 1.15 + 0.9 + 0.1 * (n % 3), (n + place) % 5, (n * 7 + place) % 9
+        )
+        for place, video in enumerate(videos)
+        for n in range(each)
+    ]
+
+
+def write_csv(file: Path, header: Iterable[str], rows: Iterable[Iterable[object]]) -> Path:
+    with open(file, "w", newline="") as out:
+        csv.writer(out).writerows([list(header), *rows])
+    return file
+
+
+def write_annotations(folder: Path, train=None, validation=None) -> Path:
+    """The CSV files, as the annotation repository has them; `train=()` leaves that one out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    train = rows_of(TRAIN) if train is None else train
+    if train:
+        write_csv(folder / "EPIC_100_train.csv", COLUMNS, train)
+    test = rows_of(TEST) if validation is None else validation
+    write_csv(folder / "EPIC_100_validation.csv", COLUMNS, test)
+    write_csv(folder / "EPIC_100_tail_verbs.csv", ["verb"], [[3], [4]])
+    write_csv(folder / "EPIC_100_tail_nouns.csv", ["noun"], [[7], [8]])
+    unseen = folder / "EPIC_100_unseen_participant_ids_validation.csv"
+    write_csv(unseen, ["participant_id"], [["P18"]])
+    return folder
+
+
+def write_footage(root: Path, size: tuple[int, int] = SIZE) -> Path:
+    """Whole videos, as the downloader lays them."""
+    for video, rate in RATE.items():
+        file = root / video.split("_")[0] / "videos" / f"{video}.MP4"
+        make_video(file, Fraction(rate), SECONDS, size)
+    return root
+
+
+def write_questions(file: Path, of: Iterable[list[object]]) -> Path:
+    lines = [
+        json.dumps(
+            {
+                "narration_id": one[0],
+                "verb_question": f"What is done with the <MASK> of kind {one[12]}?",
+                "noun_question": f"What does the person <MASK>, in way {one[10]}?",
+            }
+        )
+        for one in of
+    ]
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def make(folder: Path) -> Path:
+    """All of it below `folder`, and a site file that says where."""
+    write_annotations(folder / "annotations")
+    write_footage(folder / "footage")
+    write_questions(folder / "questions.jsonl", rows_of((*TRAIN, *TEST)))
+    write_questions(folder / "predicted.jsonl", rows_of((*TRAIN, *TEST)))
+    (folder / "harness.site.yaml").write_text(
+        "data:\n  ek100:\n    annotations: annotations\n    footage: footage\n"
+        "    questions: questions.jsonl\n    predicted_questions: predicted.jsonl\n"
+    )
+    return folder
