@@ -343,7 +343,9 @@ def test_both_h5_layouts_are_told_apart_and_read(parts, rows, tmp_path):
 
 
 def _clip(boxes: Boxes, queue) -> None:
-    queue.put(boxes.clip("P01_01", seconds(1, 12)))
+    before = boxes_module._handle.cache_info().misses
+    clip = boxes.clip("P01_01", seconds(1, 12))
+    queue.put((clip, boxes_module._handle.cache_info().misses - before))
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -357,7 +359,9 @@ def test_an_opened_h5_file_is_read_in_other_processes_too(method, rows, tmp_path
     for worker in workers:
         worker.start()
     for _ in workers:
-        np.testing.assert_array_equal(queue.get(timeout=60), here)
+        clip, opened = queue.get(timeout=60)
+        np.testing.assert_array_equal(clip, here)
+        assert opened == 1, "it reads through what another process had opened"
     for worker in workers:
         worker.join()
         assert worker.exitcode == 0
