@@ -20,8 +20,9 @@ from harness.config import (
 from harness.evaluate import metric_names
 from harness.model import check_buildable
 from harness.registry import load_plugins, unknown
+from harness.resolve import Resolver
 from harness.slurm import SlurmSettings
-from harness.spec import PluginSpec, Resolver, RunSpec, dataset_of
+from harness.spec import PluginSpec, RunSpec, dataset_of
 from harness.sweepfile import SweepFile
 from harness.sweeprows import refuse, rows_of, seeds_of
 
@@ -229,7 +230,7 @@ class _Planner:
         _refuse_given(self.text.settings, "take --set seeds=[0,1,2]")
         merged = overlay(merged, seed)
         if self.text.settings.value:
-            merged = overlay(merged, self.text.settings)
+            merged = overlay(merged, _for_row(merged, self.text.settings))
         titles = {key: merged.value[key].plain() for key in ROW_KEYS if key in merged.value}
         refuse(
             f"{merged.value[key].where}: {key}: text is needed, not {kind_of(titles[key])}"
@@ -295,6 +296,18 @@ class _Planner:
             f"{name.where}: needs.{kind}: no run is called {name.value!r}. "
             f"Known: {', '.join(known) or 'none'}"
         )
+
+
+def _for_row(row: Node, settings: Node) -> Node:
+    """`--set` without the encoders of streams that the row leaves out (`encoders.text: null`)."""
+    encoders, given = row.get("encoders"), settings.get("encoders")
+    if encoders is None or given is None or not isinstance(encoders.value, dict):
+        return settings
+    if not isinstance(given.value, dict):
+        return settings
+    out = {stream for stream, node in encoders.value.items() if node.value is None}
+    kept = {stream: node for stream, node in given.value.items() if stream not in out}
+    return Node({**settings.value, "encoders": Node(kept, given.where)}, settings.where)
 
 
 def _refuse_given(node: Node, instead: str) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 from harness.config import ConfigError, Node
 from harness.contracts import Encoder
 from harness.plan import plan
-from harness.spec import Resolver
+from harness.resolve import Resolver
 
 
 @dataclass(frozen=True)

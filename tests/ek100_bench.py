@@ -47,7 +47,8 @@ def rows_of(videos: Iterable[str], each: int = 8) -> list[list[object]]:
         row(
             video, n, n * 1.15, n * 1.15 + 0.9 + 0.1 * (n % 3), (n + place) % 5, (n * 7 + place) % 9
         )
-        for place, video in enumerate(videos)
+        for video in videos
+        for place in [(*TRAIN, *TEST).index(video)]
         for n in range(each)
     ]
 
