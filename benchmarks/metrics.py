@@ -1,7 +1,7 @@
 """How long scores take at the size of EK100's validation set, and the memory beside the logits.
 
-Run: python benchmarks/metrics.py. Time is the best of several goes on one thread; memory is what
-numpy holds at most beyond what it was given.
+Run: python benchmarks/metrics.py. Time is that of the processor, the best of several goes;
+memory is what numpy holds at most beyond what it was given.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def predictions(with_actions: bool, with_head: bool) -> Predictions:
 def measure(name: str, work: Callable[[], object]) -> None:
     times = []
     for _ in range(REPEATS):
-        start = time.perf_counter()
+        start = time.process_time()
         work()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     tracemalloc.start()
     work()
     peak = tracemalloc.get_traced_memory()[1]
