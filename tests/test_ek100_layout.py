@@ -175,6 +175,7 @@ def test_where_nothing_is_found_it_says_what_was_looked_for_and_what_is_there(tm
     assert all(f"    {template}\n" in told(tmp_path) for template in KNOWN)
     (tmp_path / "notes.txt").write_text("")
     assert "the folder holds notes.txt" in told(tmp_path)
+    assert "it is not a folder" in told(tmp_path / "notes.txt")
     lay(made, "videos", tmp_path / "clips/P07_01.mp4")
     assert f"the nearest thing is {Path('clips/P07_01.mp4')}" in told(tmp_path)
     lay(made, "videos", tmp_path / "x/deep/down/p01_02_small.mp4")

@@ -277,8 +277,8 @@ def _nothing(root: Path, template: str | None, videos: Sequence[str]) -> str:
 
 
 def _instead(root: Path, videos: Sequence[str]) -> str:
-    if not root.exists():
-        return "there is no such folder"
+    if not root.is_dir():
+        return "it is not a folder" if root.exists() else "there is no such folder"
     wanted = re.compile("|".join(map(re.escape, videos)), re.IGNORECASE)
     likely = ""
     for number, path in enumerate(_walk(root)):
