@@ -269,7 +269,8 @@ class Chunks(Footage):
 
     def _read(self, moments: Floats, crop: Crop | None, out: Pixels) -> None:
         begins = np.array([second for second, _ in self.files], np.float64)
-        half_frame = 0.5 / self.fps
+        first = max(int(np.searchsorted(begins, moments[0], side="right")) - 1, 0)
+        half_frame = 0.5 / self._chunk(first).fps  # the next chunk's first frame may be nearer
         number = np.searchsorted(begins, moments + half_frame, side="right") - 1
         if number[0] < 0:
             raise self.bad(moments[0], f"the first chunk is {self.files[0][1]}")
