@@ -3,7 +3,7 @@
 Source: none, ours. That one crop is kept across the chunks of a clip departs from AVION's loader,
 which draws another in each.
 
-A clip costs one seek, and one more wherever no frame is wanted before the next key frame; what lies
+A clip costs one seek, and one more wherever that skips frames up to a later key frame; what lies
 between is decoded, and only the wanted frames are cropped, resized and made RGB. Files stay open
 for the next clip, in the thread of the process that opened them.
 """
@@ -37,6 +37,8 @@ from harness.data.ek100.resize import Resizer
 
 OPEN_FILES = 4
 """kept open per thread; the index of a long video takes some megabytes"""
+REORDER_SECONDS = 0.25
+"""how long a frame may be stored before it is shown; an index tells when it is stored"""
 DAMAGED = "it is damaged there, or a little before"
 CHUNK_GAP_SECONDS = 0.1
 """what may be missing at the end of a chunk that has a successor"""
@@ -92,12 +94,15 @@ class Reader:
                 raise Unreadable(DAMAGED)
             yield (stamp - self.start) * self.base, frame
 
-    def key_frame_between(self, frame: av.VideoFrame, seconds: float) -> bool:
-        """Whether decoding may begin anew after `frame` and still reach `seconds`."""
+    def skips(self, frame: av.VideoFrame, seconds: float) -> bool:
+        """Whether to seek to `seconds` after `frame` saves more than it costs."""
         entries = self.stream.index_entries
-        found = entries.search_timestamp(self.start + math.floor(seconds / self.base))
+        latest = self.start + math.floor((seconds - REORDER_SECONDS) / self.base)
+        found = entries.search_timestamp(latest)
         decoded = frame.dts if frame.dts is not None else frame.pts
-        return found >= 0 and decoded is not None and entries[found].timestamp > decoded
+        if found < 0 or decoded is None:
+            return False
+        return (entries[found].timestamp - decoded) * self.base > REORDER_SECONDS
 
 
 class OpenFiles(threading.local):
@@ -184,7 +189,7 @@ class Video(Footage):
         time, shown = 0.0, None
         for next_time, frame in reader.frames_from(filled.moment):
             got = shown is not None and filled.put(shown, until=(time + next_time) / 2)
-            if got and (filled.done or reader.key_frame_between(frame, filled.moment)):
+            if got and (filled.done or reader.skips(frame, filled.moment)):
                 return
             time, shown = next_time, frame
         if shown is None:
