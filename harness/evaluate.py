@@ -7,7 +7,8 @@ targets `verb` and `noun` there are also those of actions, by rules that do not 
     action_*                pair: both right; of five, the pairs with the largest p(verb) p(noun)
     action_*_3806           pair_3806: the same among the pairs that exist, where those are known
     action_recall5_each     verb and noun each in their own top 5, a looser rule (InAViT's)
-    action_joint_*          joint3806: a head over actions, the target `action` beside the two
+    action_joint_*          joint3806: a head over actions, the target `action` beside the two, or
+                            alone where it is known which pairs exist
     verb_marginal_*, noun_marginal_*   that head's probabilities, summed by verb and by noun
 
 A name with `[share]` behind it is the same over that share of the split, classes of recalls being
@@ -30,6 +31,8 @@ from harness.actions import Floats, Ints, broken, marginals, pair_rank, rank_amo
 
 Hits = npt.NDArray[np.bool_]
 Strings = npt.NDArray[np.str_]
+SIDES = ("verb", "noun")
+"""of an action, in the order of `Dataset.actions`"""
 
 
 @dataclass(frozen=True)
@@ -108,13 +111,16 @@ def class_mean(hits: Hits, truth: Ints) -> float:
     return float((np.bincount(index, weights=hits) / counts).mean())
 
 
-def metric_names(targets: Mapping[str, int], actions: bool = False) -> list[str]:
-    """Names of the metrics of targets (name -> classes), without shares; `actions`: whether the
-    dataset says which pairs exist."""
+def metric_names(
+    targets: Mapping[str, int], actions: Sequence[tuple[int, int]] | None = None
+) -> list[str]:
+    """Names of the metrics of targets (name -> classes), without shares; `actions` are the pairs
+    that exist, as `Dataset.actions` has them."""
+    known = pairs_of(actions)
     pairs = {"verb", "noun"} <= set(targets)
-    heads = {_head(target, targets): classes for target, classes in targets.items()}
-    if actions and pairs and "action" in targets:
-        heads |= {f"{side}_marginal": targets[side] for side in ("verb", "noun")}
+    heads = {_head(name, targets, known): classes for name, classes in targets.items()}
+    if known is not None and "action" in targets:
+        heads |= {f"{side}_marginal": _classes(side, targets, known) for side in SIDES}
     named = [f"{head}_top1" for head in heads]
     large = [head for head, classes in heads.items() if classes > 5]
     each = ["action_recall5_each"] if {"verb", "noun"} <= set(large) else []
@@ -122,7 +128,7 @@ def metric_names(targets: Mapping[str, int], actions: bool = False) -> list[str]
         named += ["action_top1", *each]
         large.append("action")
     named += [f"{head}_{kind}" for head in large for kind in ("top5", "recall5")]
-    if pairs and actions:
+    if pairs and known is not None:
         named += [f"action_{kind}_3806" for kind in ("top1", "top5", "recall5")]
     return named
 
@@ -137,19 +143,32 @@ def hits_by_metric(predictions: Predictions) -> dict[str, Hits]:
 
 def measures(predictions: Predictions) -> Iterator[Measure]:
     """Every metric, by its samples."""
-    targets, logits = predictions.targets, predictions.logits
+    targets, logits, known = predictions.targets, predictions.logits, predictions.actions
     for target, truth in targets.items():
         rank = rank_of(logits[target], truth)
-        yield from _of(_head(target, targets), target, rank, truth, logits[target].shape[1])
+        yield from _of(_head(target, targets, known), target, rank, truth, logits[target].shape[1])
     if {"verb", "noun"} <= set(targets):
         yield from _pairs(predictions)
-        if predictions.actions is not None:
-            yield from _known_actions(predictions, predictions.actions)
+        if known is not None:
+            rank = rank_among(known, logits["verb"], logits["noun"], *_truths(predictions))
+            yield from _of("action", "action", rank, _pair_classes(predictions), suffix="_3806")
+    if "action" in targets and known is not None:
+        yield from _marginals(predictions, known)
+
+
+def targets_of(predictions: Predictions) -> list[str]:
+    """What its metrics are of: its targets, and those that follow from them."""
+    told = dict.fromkeys(predictions.targets)
+    if "action" in told and predictions.actions is not None:
+        told |= dict.fromkeys(SIDES)
+    if set(SIDES) <= set(told):
+        told["action"] = None
+    return list(told)
 
 
 def _pairs(predictions: Predictions) -> Iterator[Measure]:
-    verb, noun = (predictions.targets[side] for side in ("verb", "noun"))
-    verbs, nouns = (predictions.logits[side] for side in ("verb", "noun"))
+    verb, noun = _truths(predictions)
+    verbs, nouns = (predictions.logits[side] for side in SIDES)
     classes = _pair_classes(predictions)
     yield from _of("action", "action", pair_rank(verbs, nouns, verb, noun), classes)
     if min(verbs.shape[1], nouns.shape[1]) > 5:
@@ -157,18 +176,20 @@ def _pairs(predictions: Predictions) -> Iterator[Measure]:
         yield Measure("action_recall5_each", "action", each, classes)
 
 
-def _known_actions(predictions: Predictions, actions: Ints) -> Iterator[Measure]:
-    """By the rules for which it is known what pairs exist."""
-    targets, logits = predictions.targets, predictions.logits
-    rank = rank_among(actions, logits["verb"], logits["noun"], targets["verb"], targets["noun"])
-    yield from _of("action", "action", rank, _pair_classes(predictions), suffix="_3806")
-    if "action" in targets:
-        _check_actions(predictions, actions)
-        sizes = [logits[side].shape[1] for side in ("verb", "noun")]
-        summed = marginals(logits["action"], actions, *sizes)
-        for side, said, classes in zip(("verb", "noun"), summed, sizes, strict=True):
-            rank = rank_of(said, targets[side])
-            yield from _of(f"{side}_marginal", side, rank, targets[side], classes)
+def _marginals(predictions: Predictions, actions: Ints) -> Iterator[Measure]:
+    """Verb and noun by a head over `actions`; what is true of both follows from the true action."""
+    _check_actions(predictions, actions)
+    heads = {name: said.shape[1] for name, said in predictions.logits.items()}
+    sizes = [_classes(side, heads, actions) for side in SIDES]
+    summed = marginals(predictions.logits["action"], actions, *sizes)
+    truths = actions[predictions.targets["action"]].T
+    for side, said, truth, classes in zip(SIDES, summed, truths, sizes, strict=True):
+        yield from _of(f"{side}_marginal", side, rank_of(said, truth), truth, classes)
+
+
+def _classes(side: str, heads: Mapping[str, int], actions: Ints) -> int:
+    """Classes of `verb` or `noun`: of its own head, else as many as the actions speak of."""
+    return heads.get(side) or int(actions[:, SIDES.index(side)].max(initial=-1)) + 1
 
 
 def _of(
@@ -181,15 +202,19 @@ def _of(
         yield Measure(f"{name}_recall5{suffix}", target, rank < 5, classes)
 
 
-def _head(target: str, targets: Mapping[str, object]) -> str:
-    """A target's name in metrics: beside `verb` and `noun`, `action_*` are those of the pair."""
-    pairs = {"verb", "noun"} <= set(targets)
+def _head(target: str, targets: Mapping[str, object], known: Ints | None) -> str:
+    """A target's name in metrics: where there are verbs and nouns, `action_*` are of the pair."""
+    pairs = known is not None or set(SIDES) <= set(targets)
     return "action_joint" if pairs and target == "action" else target
+
+
+def _truths(predictions: Predictions) -> tuple[Ints, Ints]:
+    return predictions.targets["verb"], predictions.targets["noun"]
 
 
 def _pair_classes(predictions: Predictions) -> Ints:
     """(samples,) a number for each pair of verb and noun."""
-    verb, noun = predictions.targets["verb"], predictions.targets["noun"]
+    verb, noun = _truths(predictions)
     return np.asarray(verb * (noun.max(initial=0) + 1) + noun, np.int64)
 
 
@@ -197,7 +222,9 @@ def _check_actions(predictions: Predictions, actions: Ints) -> None:
     said = predictions.logits["action"].shape[1]
     if said != len(actions):
         raise ValueError(f"the head `action` has {said} classes, but {len(actions)} actions exist")
-    truth = np.stack([predictions.targets["verb"], predictions.targets["noun"]], axis=1)
+    if not set(SIDES) <= set(predictions.targets):
+        return
+    truth = np.stack(_truths(predictions), axis=1)
     wrong = (actions[predictions.targets["action"]] != truth).any(axis=1)
     if wrong.any():
         bad = int(wrong.argmax())

@@ -97,13 +97,25 @@ class Model(nn.Module):
         or has another shape none is taken, for they were trained together.
         """
         own = self.state_dict()
-        others = {name for name in heads if name.startswith("heads.")} - own.keys()
-        fit = {name: value for name, value in heads.items() if name not in others}
+        fit = self._heads_of_own_targets(heads)
         if any(name not in own or own[name].shape != value.shape for name, value in fit.items()):
             return []
         if not any(own[name].is_meta for name in fit):
             self.load_state_dict(fit, strict=False)
         return sorted(fit)
+
+    def other_sizes(self, heads: Mapping[str, Tensor]) -> list[str]:
+        """Classifiers of a checkpoint that have another number of classes here, in words."""
+        own = self.state_dict()
+        return [
+            f"{name.split('.')[1]} has {len(value)} classes there and {len(own[name])} here"
+            for name, value in self._heads_of_own_targets(heads).items()
+            if name.startswith("heads.") and name.endswith(".bias") and len(value) != len(own[name])
+        ]
+
+    def _heads_of_own_targets(self, heads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        own = self.state_dict().keys()
+        return {n: v for n, v in heads.items() if n in own or not n.startswith("heads.")}
 
     def trained_state(self) -> dict[str, Tensor]:
         """The state dict without the frozen encoders, whose weights are another run's or a file's.
@@ -161,7 +173,10 @@ def _start(model: Model, stream: str, module: Encoder, kind: str, source: Path) 
     found = _report(load_into(module, own, str(source), kind))
     shape = module.tokens_shape()
     if kind == "finetuned" and model.fusion.transparent and (shape is None or shape[1] == 1):
-        found["heads"] = model.load_heads(heads or module.convert(own).heads)
+        classifiers = heads or module.convert(own).heads
+        found["heads"] = model.load_heads(classifiers)
+        if other := model.other_sizes(classifiers):
+            found["heads_left"] = other
     return found
 
 
@@ -189,6 +204,13 @@ def check_complete(model: Model, loaded: Mapping[str, Mapping[str, Any]]) -> Non
 
     `loaded` is what `load_weights` told.
     """
+    other = [text for told in loaded.values() for text in told.get("heads_left", ())]
+    if other:
+        raise ValueError(
+            f"method evaluate takes the classifiers of the checkpoint as they are, but "
+            f"{', '.join(other)}; are the annotations of the data incomplete, or others than the "
+            f"checkpoint was trained with?"
+        )
     heads = {name for told in loaded.values() for name in told.get("heads", ())}
     random = {name for name, _ in model.named_parameters() if not name.startswith("encoders.")}
     if random - heads:

@@ -7,26 +7,26 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from harness.config import (
-    Config,
-    ConfigError,
-    Node,
-    kind_of,
-    no_such_key,
-    overlay,
-    undot,
-    validate,
-)
+from pydantic import Field
+
+from harness.config import Config, ConfigError, Node, kind_of, no_such_key, overlay, undot, validate
 from harness.evaluate import metric_names
 from harness.model import check_buildable
 from harness.registry import load_plugins, unknown
 from harness.resolve import Resolver
 from harness.slurm import SlurmSettings
-from harness.spec import PluginSpec, RunSpec, dataset_of
+from harness.spec import RunSpec, dataset_of
 from harness.sweepfile import SweepFile
-from harness.sweeprows import refuse, rows_of, seeds_of
+from harness.sweeprows import (
+    ROW_KEYS,
+    refuse,
+    refuse_given,
+    rows_of,
+    seeds_of,
+    settings_for,
+    titles_of,
+)
 
-ROW_KEYS = ("label", "paper", "seeds")
 NEEDS = ("weights",)
 
 
@@ -44,6 +44,9 @@ class ReportSpec(Config):
     fusion score"""
     notes: list[str] = []
     """printed under the table"""
+    gate: float | None = Field(default=None, gt=0)
+    """points by which a row may differ from what it has `published` and pass; the table then shows
+    both, and the tables of other sweeps on the same data say whether their encoders passed"""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class PlannedRun:
     """the row's name in print"""
     paper: str | None
     """the paper's name of the same row, if it has one"""
+    published: Mapping[str, float]
+    """metric -> what its authors report, %"""
     in_table: bool
     """False for a run that others only need"""
     run_id: str
@@ -90,6 +95,7 @@ class Sweep:
                 "row": run.row,
                 "label": run.label,
                 "paper": run.paper,
+                "published": dict(run.published),
                 "in_table": run.in_table,
                 "seed": run.spec.seed,
                 "run_id": run.run_id,
@@ -158,6 +164,17 @@ def _metric_problems(
     if report is None:
         return []
     where = node.at(["metrics"]).where
+    numbers = any(run.published for run in runs)
+    if report.gate is not None:
+        at = node.at(["gate"]).where
+        wrong = (
+            [] if numbers or not runs else [f"{at}: report.gate: no row has `published` numbers"]
+        )
+        if report.metrics or report.subsets:
+            wrong.append(f"{where}: report.metrics: with a gate it is what the rows have published")
+        return wrong
+    if numbers:
+        return [f"{node.where}: report.gate: is missing, and rows have `published` numbers"]
     trained = any(run.spec.train.method != "cost" for run in runs if run.in_table)
     if trained and not report.metrics:
         return [f"{where}: report.metrics: is missing; name at least one of {', '.join(known)}"]
@@ -176,18 +193,14 @@ class _Planner:
         )
         self.prerequisites = text.sections.get("needs") or Node({}, "")
         self.needed: dict[str, PlannedRun] = {}
-        self.targets: dict[str, int] = {}
-        """of all runs, with their classes"""
-        self.actions = False
-        """whether one of their datasets says which pairs of verb and noun exist"""
-        self.data: PluginSpec | None = None
-        """the dataset they were last asked of"""
+        self.known: dict[int, list[str]] = {}
+        """data of a run, by identity -> names of the metrics it has"""
         self.making: list[str] = []
         self.messages: list[str] = []
 
     def metrics(self) -> list[str]:
         """Names of the metrics that runs have."""
-        return metric_names(self.targets, self.actions)
+        return list(dict.fromkeys(name for names in self.known.values() for name in names))
 
     def all(self) -> list[PlannedRun]:
         rows = rows_of(self.text)
@@ -226,27 +239,33 @@ class _Planner:
         self, row: str, node: Node, seed: Node, rows: Mapping[str, Node], base: Node | None = None
     ) -> PlannedRun:
         merged = overlay(base or self.base, node)
-        _refuse_given(merged, "write `seeds: [0, 1, 2]`")
-        _refuse_given(self.text.settings, "take --set seeds=[0,1,2]")
+        refuse_given(merged, "write `seeds: [0, 1, 2]`")
+        refuse_given(self.text.settings, "take --set seeds=[0,1,2]")
         merged = overlay(merged, seed)
         if self.text.settings.value:
-            merged = overlay(merged, _for_row(merged, self.text.settings))
-        titles = {key: merged.value[key].plain() for key in ROW_KEYS if key in merged.value}
-        refuse(
-            f"{merged.value[key].where}: {key}: text is needed, not {kind_of(titles[key])}"
-            for key in ("label", "paper")
-            if not isinstance(titles.get(key, ""), str)
-        )
+            merged = overlay(merged, settings_for(merged, self.text.settings))
+        titles = titles_of(row, merged)
+        published = merged.get("published") or Node({}, merged.where)
         merged = Node({k: v for k, v in merged.value.items() if k not in ROW_KEYS}, merged.where)
         spec = self.resolver.run(merged, self._needs(row, merged, seed, rows))
         check_buildable(spec, self.resolver.paths, merged.at(["fusion"]).where)
-        if spec.data is not self.data:  # equal parts of a sweep are one object
-            self.data = spec.data
+        known = self._metrics_of(spec)
+        refuse(
+            f"{number.where}: published: {unknown(name, known, 'metric of this row')}"
+            for name, number in published.value.items()
+            if name not in known
+        )
+        return PlannedRun(
+            row, titles.label, titles.paper, titles.published, True, spec.run_id, spec
+        )
+
+    def _metrics_of(self, spec: RunSpec) -> list[str]:
+        """Names of the metrics that a run has."""
+        key = id(spec.data)  # equal parts of a sweep are one object
+        if key not in self.known:
             dataset = dataset_of(spec, self.resolver.paths)
-            self.targets |= dataset.targets
-            self.actions |= dataset.actions() is not None
-        label = titles.get("label", row)
-        return PlannedRun(row, label, titles.get("paper"), True, spec.run_id, spec)
+            self.known[key] = metric_names(dataset.targets, dataset.actions())
+        return self.known[key]
 
     def _needs(
         self, row: str, merged: Node, seed: Node, rows: Mapping[str, Node]
@@ -281,9 +300,7 @@ class _Planner:
             if name.value in prerequisites.value:
                 node = undot(prerequisites.value[name.value])
                 run = self._one(name.value, node, Node({}, node.where), rows, self.bare)
-                self.needed[name.value] = PlannedRun(
-                    run.row, run.label, None, False, run.run_id, run.spec
-                )
+                self.needed[name.value] = replace(run, paper=None, published={}, in_table=False)
                 return run.run_id
             if name.value in rows and name.value != row:
                 run = self._one(name.value, rows[name.value], seed, rows)
@@ -296,23 +313,3 @@ class _Planner:
             f"{name.where}: needs.{kind}: no run is called {name.value!r}. "
             f"Known: {', '.join(known) or 'none'}"
         )
-
-
-def _for_row(row: Node, settings: Node) -> Node:
-    """`--set` without the encoders of streams that the row leaves out (`encoders.text: null`)."""
-    encoders, given = row.get("encoders"), settings.get("encoders")
-    if encoders is None or given is None or not isinstance(encoders.value, dict):
-        return settings
-    if not isinstance(given.value, dict):
-        return settings
-    out = {stream for stream, node in encoders.value.items() if node.value is None}
-    kept = {stream: node for stream, node in given.value.items() if stream not in out}
-    return Node({**settings.value, "encoders": Node(kept, given.where)}, settings.where)
-
-
-def _refuse_given(node: Node, instead: str) -> None:
-    """What the harness fills in is not written by hand."""
-    for key in ("seed", "version", "fingerprint"):
-        if key in node.value:
-            hint = f"; {instead}" if key == "seed" else "; leave it out"
-            raise ConfigError(f"{node.value[key].where}: {key}: is not set here{hint}")

@@ -9,6 +9,7 @@ from typing import Literal
 
 from harness.config import ConfigError, Node
 from harness.contracts import Encoder
+from harness.inputs import weights_of
 from harness.plan import plan
 from harness.resolve import Resolver
 
@@ -80,7 +81,7 @@ class Fetching(Resolver):
     def _why(self, value: str, encoder: type[Encoder]) -> str:
         """Where something is expected, or what was tried to get it."""
         try:
-            path = encoder.locate(value, self.base_dir).resolve()
+            path = encoder.locate(value, weights_of(encoder) or self.base_dir).resolve()
         except (RuntimeError, ConfigError) as error:
             return str(error)
         return (

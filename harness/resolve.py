@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from harness.config import ConfigError, Node, is_file, near_files, validate
+from harness.config import ConfigError, Node, validate
 from harness.contracts import Encoder, Stream
 from harness.files import content_digest
+from harness.inputs import find_input
 from harness.registry import DATASETS, ENCODERS, FUSIONS, Registry, unknown
 from harness.site import places
 from harness.spec import EncoderSpec, PluginSpec, RunSpec, TrainSpec, dataset_of, input_files
@@ -44,7 +45,7 @@ class Resolver:
             parts["train"] = self._once("train", rest.pop("train"), messages, None)
         plain = {key: child.plain() for key, child in rest.items()}
         if messages:
-            raise ConfigError(*messages)
+            raise ConfigError(*messages, *self._lacking(parts, node))
         spec, found = validate(RunSpec, node, value=plain | parts)
         if found:
             raise ConfigError(*found)
@@ -106,17 +107,27 @@ class Resolver:
     def _input(self, value: str, node: Node, key: str, encoder: type[Encoder] = Encoder) -> str:
         """The digest of a file; of a folder, if the encoder says itself what it starts from."""
         try:
-            path = encoder.locate(value, self.base_dir)
-        except (RuntimeError, ConfigError) as error:  # ~nobody; a name that no hub knows
-            raise ConfigError(f"{node.where}: {key}: {value}: {error}") from None
-        folders = encoder.load is not Encoder.load
-        if not is_file(path) and not (folders and path.is_dir()):
-            raise ConfigError(f"{node.where}: {key}: no such file: {path}{near_files(path)}")
+            path = find_input(value, self.base_dir, encoder)
+        except ConfigError as error:
+            raise ConfigError(f"{node.where}: {key}: {error}") from None
         digest = "sha256:" + content_digest(path)
         self.paths[digest] = str(path.resolve())
         return digest
 
-    def _fingerprinted(self, spec: RunSpec, node: Node) -> RunSpec:
+    def _lacking(self, parts: Mapping[str, Any], node: Node) -> tuple[str, ...]:
+        """What is wrong with the data beside other mistakes: what is to be got is said at once."""
+        if not (parts.get("data") and parts.get("encoders")):
+            return ()
+        streams = {stream: EncoderSpec(name="any") for stream in parts["encoders"]}
+        spec = RunSpec(data=parts["data"], encoders=streams, fusion=PluginSpec(name="any"))
+        try:
+            self._facts_of(spec, node)
+        except ConfigError as error:
+            return error.messages
+        return ()
+
+    def _facts_of(self, spec: RunSpec, node: Node) -> tuple[Mapping[str, Stream], str, int]:
+        """Streams, fingerprint and train samples of the data; unlimited where none is trained."""
         data = node.at(["data"])
         try:
             untrained = spec.train.method in ("cost", "evaluate")
@@ -126,11 +137,14 @@ class Resolver:
                 known = spec.train.method == "cost" or len(dataset.split("train"))
                 size = sys.maxsize if untrained else known
                 self._facts[key] = (dataset.streams, dataset.fingerprint(), size)
-            streams, digest, size = self._facts[key]
+            return self._facts[key]
         except (ValueError, OSError) as error:
             first = str(error) not in self._told  # rows of one dataset lack the same
             self._told.add(str(error))
             raise ConfigError(*[f"{data.where}: data: {error}"] * first) from error
+
+    def _fingerprinted(self, spec: RunSpec, node: Node) -> RunSpec:
+        streams, digest, size = self._facts_of(spec, node)
         messages = []
         if spec.train.batch_size > size:
             where = node.at(["train", "batch_size"]).where

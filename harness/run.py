@@ -269,10 +269,12 @@ def _build(
 def _in_words(told: Mapping[str, Any]) -> str:
     """`pretrained: 253 loaded, 24 missing (network.blocks.1.box_categories, ...)`."""
     words = [f"{told['loaded']} loaded"] if "loaded" in told else []
-    for what in ("missing", "unexpected", "resized", "heads"):
+    for what in ("missing", "unexpected", "resized", "heads", "heads_left"):
         names = list(told.get(what, ()))
         if names:
-            words.append(f"{len(names)} {what} ({names[0]}{', ...' if names[1:] else ''})")
+            words.append(
+                f"{len(names)} {what.replace('_', ' ')} ({names[0]}{', ...' if names[1:] else ''})"
+            )
     return f"{told['from']}: {', '.join(words) or 'loaded'}"
 
 

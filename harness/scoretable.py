@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from harness.evaluate import Predictions, scores, shares
+from harness.evaluate import Predictions, scores, shares, targets_of
 
 RULES: Mapping[str, str] = {
     "": "pair: best verb with best noun",
@@ -53,8 +53,7 @@ def _in_words(metric: str) -> tuple[str, str]:
 
 def _counts(said: Predictions) -> list[str]:
     """`tail: verb 1,760, noun 1,900, action 3,105 samples`."""
-    pairs = {"verb", "noun"} <= set(said.targets)
-    targets = dict.fromkeys([*said.targets, "action"] if pairs else said.targets)
+    targets = targets_of(said)
     lines = [f"overall: {len(said.ids):,} samples"]
     for share, rows in shares(said.subsets, set(targets)).items():
         counts = {target: int(np.sum(rows[target])) for target in targets}

@@ -30,6 +30,9 @@ class Site(Config):
     """tracking URI; None: a SQLite file in `runs`"""
     slurm: SlurmSettings = SlurmSettings()
     """what runs ask a cluster for; a sweep's own section `slurm` lies over it"""
+    weights: Path | None = None
+    """folder of published checkpoints: where `init: pretrained:NAME` and `finetuned:NAME` are
+    looked for if no such file lies beside the sweep; relative to the site file"""
     data: dict[str, dict[str, Any]] = {}
     """dataset -> where its files lie, e.g. `ek100: {annotations: DIR, footage: DIR}`; paths are
     relative to the site file"""
@@ -62,6 +65,18 @@ def places(name: str, model: type[Config]) -> dict[str, str]:
         key: str((file.parent / value.expanduser()).resolve() if isinstance(value, Path) else value)
         for key, value in given.items()
     }
+
+
+def weights_folder() -> Path | None:
+    """`weights` of the site file, absolute. Raises ConfigError where it is no folder."""
+    file = site_file()
+    written = read_yaml(file).get("weights") if file else None
+    if file is None or written is None or written.value is None:
+        return None
+    folder = (file.parent / Path(str(written.value)).expanduser()).resolve()
+    if not folder.is_dir():
+        raise ConfigError(f"{written.where}: weights: no such folder: {folder}")
+    return folder
 
 
 def read_site() -> Site:

@@ -8,12 +8,58 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from harness.config import ConfigError, Node, kind_of, node_of, overlay, undot
 from harness.sweepfile import SweepFile
 
 MAX_RUNS = 100_000
+ROW_KEYS = ("label", "paper", "published", "seeds")
+"""what a row says beside its settings"""
+
+
+@dataclass(frozen=True)
+class Titles:
+    """What a row is called, and what is known of it from elsewhere."""
+
+    label: str
+    """the row's name in print"""
+    paper: str | None = None
+    """the paper's name of the same row, if it has one"""
+    published: Mapping[str, float] = field(default_factory=dict)
+    """metric -> what its authors report, %"""
+
+
+def titles_of(row: str, node: Node) -> Titles:
+    """Of the row called `row`. Raises ConfigError with every mistake."""
+    given = {key: node.value[key] for key in ROW_KEYS if key in node.value}
+    refuse(
+        f"{given[key].where}: {key}: text is needed, not {kind_of(given[key].value)}"
+        for key in ("label", "paper")
+        if key in given and not isinstance(given[key].value, str)
+    )
+    numbers = given.get("published") or Node({}, node.where)
+    if not isinstance(numbers.value, dict):
+        raise ConfigError(
+            f"{numbers.where}: published: a mapping is needed, e.g. {{action_top1: 45.7}}, not "
+            f"{kind_of(numbers.value)}"
+        )
+    refuse(
+        f"{number.where}: published.{metric}: a number of 0 to 100 (%) is needed, not "
+        f"{number.plain()!r}"
+        for metric, number in numbers.value.items()
+        if not _is_percent(number.value)
+    )
+    texts = {key: given[key].value for key in ("label", "paper") if key in given}
+    published = {metric: float(number.value) for metric, number in numbers.value.items()}
+    return Titles(**{"label": row, **texts}, published=published)
+
+
+def _is_percent(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 <= value <= 100
 
 
 def rows_of(text: SweepFile) -> dict[str, Node]:
@@ -62,6 +108,26 @@ def seeds_of(text: SweepFile, rows: dict[str, Node]) -> dict[str, list[Node]]:
     if count > MAX_RUNS:
         raise ConfigError(f"{text.file}: {count} runs; {MAX_RUNS} are the most")
     return found
+
+
+def settings_for(row: Node, settings: Node) -> Node:
+    """`--set` without the encoders of streams that the row leaves out (`encoders.text: null`)."""
+    encoders, given = row.get("encoders"), settings.get("encoders")
+    if encoders is None or given is None or not isinstance(encoders.value, dict):
+        return settings
+    if not isinstance(given.value, dict):
+        return settings
+    out = {stream for stream, node in encoders.value.items() if node.value is None}
+    kept = {stream: node for stream, node in given.value.items() if stream not in out}
+    return Node({**settings.value, "encoders": Node(kept, given.where)}, settings.where)
+
+
+def refuse_given(node: Node, instead: str) -> None:
+    """What the harness fills in is not written by hand."""
+    for key in ("seed", "version", "fingerprint"):
+        if key in node.value:
+            hint = f"; {instead}" if key == "seed" else "; leave it out"
+            raise ConfigError(f"{node.value[key].where}: {key}: is not set here{hint}")
 
 
 def refuse(messages: Iterator[str] | list[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.evaluate import Predictions, hits_by_metric, scores, shares
+from harness.evaluate import Predictions, hits_by_metric, scores, shares, targets_of
 from harness.store import Store
 from harness.track import Tracked, key
 from reports.numbers import target_of
@@ -186,7 +186,7 @@ def _row(
     if first is not None and first.metrics:  # a run that counts cost has no predictions
         said = predictions(store, first)
         samples = len(said.ids)
-        found = shares(said.subsets, {*said.targets, "action"})
+        found = shares(said.subsets, set(targets_of(said)))
         counts = {k: {t: int(rows.sum()) for t, rows in v.items()} for k, v in found.items()}
         grouped = bool((said.groups != "").any())
     return Row(name, runs[0]["label"], runs[0]["paper"], seeds, samples, counts, grouped)

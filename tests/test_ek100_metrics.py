@@ -135,7 +135,7 @@ def test_the_names_of_metrics_with_actions_are_known_without_predictions():
         targets = {k: v for k, v in said.targets.items() if head or k != "action"}
         said = Predictions(said.ids, said.groups, said.groups, targets, said.logits, said.actions)
         classes = {name: said.logits[name].shape[1] for name in targets}
-        assert sorted(metric_names(classes, actions=True)) == sorted(scores(said))
+        assert sorted(metric_names(classes, said.actions)) == sorted(scores(said))
         assert "verb_marginal_top1" in scores(said) or not head
 
 

@@ -98,8 +98,9 @@ class Ek100(Dataset):
         split; `constant`: the same two questions for all"""
         select_share: float = Field(default=0.05, ge=0, lt=0.5)
         """share of each participant's training videos that is `select`"""
-        targets: Literal["pair", "action"] = "pair"
-        """`pair`: verb and noun. `action`: the 3,806 actions too, for heads that have them"""
+        targets: Literal["pair", "action", "all"] = "pair"
+        """what there are heads for: `pair`, verb and noun; `action`, the 3,806 pairs of them that
+        the annotations have; `all`, these and both"""
 
         @model_validator(mode="after")
         def _fits(self) -> Self:
@@ -125,7 +126,10 @@ class Ek100(Dataset):
     @property
     def targets(self) -> Mapping[str, int]:
         pair = {"verb": VERBS, "noun": NOUNS}
-        return pair if self.config.targets == "pair" else pair | {"action": len(self.actions())}
+        if self.config.targets == "pair":
+            return pair
+        action = {"action": len(self.actions())}
+        return action if self.config.targets == "action" else pair | action
 
     @property
     def views(self) -> int:  # type: ignore[override]

@@ -79,9 +79,11 @@ class Ek100Split:
         place, view = divmod(index, self.views)
         segment = self.seen[place]
         clip = _Clip(self, segment, view, (*draw, index) if draw else None)
-        targets = {"verb": segment.verb, "noun": segment.noun}
-        if self.config.targets == "action":
-            targets["action"] = self._action[segment.verb, segment.noun]
+        pair, targets = (segment.verb, segment.noun), {}
+        if self.config.targets != "action":
+            targets = {"verb": segment.verb, "noun": segment.noun}
+        if self.config.targets != "pair":
+            targets["action"] = self._action[pair]
         shares = [self.annotations.subset(segment)] if self.name == "test" else []
         shares += ["unobserved"] if self.hidden(segment) else []
         return Sample(
