@@ -12,6 +12,7 @@ from harness.registry import unknown
 from harness.store import Store
 from harness.track import key, tracked
 from reports.footnotes import cost_footnotes, results_footnotes
+from reports.gate import gate_table, gated_rows, stamps
 from reports.render import comma_separated, latex, markdown
 from reports.rows import Row, collect
 from reports.table import Table, cost_table, results_table
@@ -38,6 +39,7 @@ def build(
     wanted = _wanted_tables(sorted({name for names in views.values() for name in names}), tables)
     runs = tracked(uri)
     out.mkdir(parents=True, exist_ok=True)
+    gated = gated_rows(store, runs, stored)
     texts = []
     for record in records:
         report = ReportSpec(**record["report"])
@@ -50,7 +52,10 @@ def build(
         for name in views[id(record)]:
             if name not in wanted:
                 continue
-            if name == "table4" or not report.metrics:
+            if report.gate is not None:
+                table = gate_table(report, where, _preset(record), store, rows)
+                texts.append(_write(table, out, stem))
+            elif name == "table4" or not report.metrics:
                 own = name == record["report"]["table"]
                 notes = [
                     *(report.notes if own else ()),
@@ -60,7 +65,8 @@ def build(
                 table = cost_table(title, where, rows, notes)
                 texts.append(_write(table, out, _cost_stem(record)))
             else:
-                notes = results_footnotes(report, _preset(record), store, rows)
+                told = list(stamps(rows, gated))
+                notes = results_footnotes(report, _preset(record), store, rows, told)
                 table = results_table(report, where, store, rows, notes)
                 texts.append(_write(table, out, stem))
                 from reports.figures import write_figures  # matplotlib, which costs do not need

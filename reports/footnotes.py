@@ -22,9 +22,9 @@ PAPER = (
 
 
 def results_footnotes(
-    report: ReportSpec, preset: str, store: Store, rows: Sequence[Row]
+    report: ReportSpec, preset: str, store: Store, rows: Sequence[Row], stamps: Sequence[str] = ()
 ) -> list[str]:
-    """Under a table of scores."""
+    """Under a table of scores; `stamps` say whether its encoders passed their baselines."""
     done = [row for row in rows if row.done]
     if not done:
         return list(report.notes)
@@ -32,9 +32,10 @@ def results_footnotes(
         *_too_good(report, done),
         *_gains(report, store, done),
         *_perception(store, done),
+        *stamps,
         *report.notes,
         *_reading(report, done),
-        *_origin(preset, store, done),
+        *origin(preset, store, done),
     ]
 
 
@@ -48,7 +49,7 @@ def cost_footnotes(preset: str, store: Store, rows: Sequence[Row]) -> list[str]:
         *([f"{PAPER} Ours are the sizes of preset {preset}."] if counts else []),
         *_recounted(counts),
         *parts,
-        *_origin(preset, store, rows),
+        *origin(preset, store, rows),
     ]
 
 
@@ -66,7 +67,7 @@ def _recounted(counts: Sequence[tuple[Row, Mapping[str, Any]]]) -> Iterator[str]
         )
 
 
-def _origin(preset: str, store: Store, rows: Sequence[Row]) -> list[str]:
+def origin(preset: str, store: Store, rows: Sequence[Row]) -> list[str]:
     """The last lines under every table."""
     done = [row for row in rows if row.done]
     if not done:
@@ -158,7 +159,7 @@ def _reading(report: ReportSpec, rows: Sequence[Row]) -> Iterator[str]:
     if any(published(report.table, row.paper) for row in rows):
         yield PAPER
     yield (
-        f"Scores in % on the test split, {_samples(rows)} samples; ± is the sample standard "
+        f"Scores in % on the test split, {samples_of(rows)} samples; ± is the sample standard "
         f"deviation over seeds ({', '.join(map(str, seeds))}), n=1 has none. Bold: the best row, "
         f"if paired t tests over at least 3 seeds, and over the {_clusters(rows)} of the test "
         f"split, both set it apart from the second-best (p < 0.05)."
@@ -198,7 +199,7 @@ def _clusters(rows: Sequence[Row]) -> str:
     return "groups (subjects, videos)" if any(row.grouped for row in rows) else "samples"
 
 
-def _samples(rows: Sequence[Row]) -> str:
+def samples_of(rows: Sequence[Row]) -> str:
     counts = sorted({row.samples for row in rows})
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 

@@ -55,6 +55,11 @@ def heading(metric: str) -> str:
     return f"{target.capitalize()} {kind}".strip()
 
 
+def plain_heading(metric: str) -> str:
+    """`action_joint_top1` -> `Action top-1`: without how it is counted."""
+    return heading(metric).split(",")[0]
+
+
 def target_of(metric: str) -> str:
     """`verb_top1` -> `verb`."""
     return _split(metric)[0]

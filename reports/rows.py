@@ -52,6 +52,8 @@ class Row:
     """subset -> target -> how many of them are in it"""
     grouped: bool = False
     """whether its test samples come in groups: subjects, videos"""
+    published: Mapping[str, float] = field(default_factory=dict)
+    """metric -> what the authors of its checkpoint report, %"""
 
     @property
     def done(self) -> tuple[SeedResult, ...]:
@@ -189,7 +191,8 @@ def _row(
         found = shares(said.subsets, set(targets_of(said)))
         counts = {k: {t: int(rows.sum()) for t, rows in v.items()} for k, v in found.items()}
         grouped = bool((said.groups != "").any())
-    return Row(name, runs[0]["label"], runs[0]["paper"], seeds, samples, counts, grouped)
+    told = runs[0].get("published", {})  # records of older versions have none
+    return Row(name, runs[0]["label"], runs[0]["paper"], seeds, samples, counts, grouped, told)
 
 
 def _seed(

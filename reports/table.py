@@ -51,7 +51,7 @@ def results_table(
 ) -> Table:
     """Scores, ceilings, cost and the paper's numbers."""
     scores = [_metric_column(metric, store, rows) for metric in report.metrics]
-    columns = [_label_column(), _seeds_column(), *scores]
+    columns = [label_column(), seeds_column(), *scores]
     told = {row.information for row in rows if row.done}
     if told - {"none", "ground-truth question", "text"}:
         columns.insert(1, _information_column())
@@ -60,28 +60,28 @@ def results_table(
     if len(report.subsets) == 2:
         columns += [_subset_column(report, subset) for subset in report.subsets]
         columns.append(_fusion_score_column(report))
-    columns += [_cost_column("Params (M)", "params_m"), _cost_column("GFLOPs", "gflops")]
+    columns += [cost_column("Params (M)", "params_m"), cost_column("GFLOPs", "gflops")]
     if any(published(report.table, row.paper) for row in rows):
         columns += _paper_columns(report)
-    return _table(report.title, subtitle, columns, rows, report.table, footnotes)
+    return assembled(report.title, subtitle, columns, rows, report.table, footnotes)
 
 
 def cost_table(title: str, subtitle: str, rows: Sequence[Row], footnotes: Sequence[str]) -> Table:
     """The paper's Table 4: GFLOPs and parameters, and what a GPU took where there was one."""
-    columns: list[Column] = [_label_column()]
+    columns: list[Column] = [label_column()]
     for column, name in (("GFLOPs", "gflops"), ("Params (M)", "params_m")):
-        columns.append(_cost_column(column, name, with_state=name == "gflops"))
+        columns.append(cost_column(column, name, with_state=name == "gflops"))
         columns.append(_paper_cost_column(f"Paper {column}", name))
-    columns.append(_cost_column("Trained (M)", "params_trained_m"))
+    columns.append(cost_column("Trained (M)", "params_trained_m"))
     for on_gpu, name in (("Latency (ms)", "latency_ms"), ("GPU memory (GB)", "memory_gb")):
         if any(row_cost(row, name) is not None for row in rows):
-            columns.append(_cost_column(on_gpu, name))
+            columns.append(cost_column(on_gpu, name))
     columns.append(_difference_column("table4", ["gflops", "params_m"], _cost_difference))
     compared = [row for row in rows if not row.is_reference]
-    return _table(title, subtitle, columns, compared, "table4", footnotes)
+    return assembled(title, subtitle, columns, compared, "table4", footnotes)
 
 
-def _table(
+def assembled(
     title: str,
     subtitle: str,
     columns: Sequence[Column],
@@ -99,11 +99,11 @@ def _table(
     return Table(title, subtitle, header, tuple(cells), tuple(footnotes))
 
 
-def _blank(paper: Published) -> Cell:
+def blank(paper: Published) -> Cell:
     return Cell(NONE)
 
 
-def _label_column() -> Column:
+def label_column() -> Column:
     def ours(row: Row) -> Cell:
         text = row.title + (" (reference)" if row.is_reference else "")
         raw = {"row": row.name, "label": row.label, "paper": row.paper}
@@ -112,7 +112,7 @@ def _label_column() -> Column:
     return "Row", ours, lambda paper: Cell(paper.model, {"paper": paper.model})
 
 
-def _seeds_column() -> Column:
+def seeds_column() -> Column:
     def ours(row: Row) -> Cell:
         raw = {
             "state": row.state(),
@@ -149,9 +149,9 @@ def _metric_column(metric: str, store: Store, rows: Sequence[Row]) -> Column:
         mark = f" {TOO_GOOD}" if above_ceiling(row, metric) else ""
         found = row.summary(metric)
         is_best = best is not None and row is rows[best]
-        return Cell(percent(found) + mark, _raw(metric, found), bold=is_best)
+        return Cell(percent(found) + mark, raw_summary(metric, found), bold=is_best)
 
-    return heading(metric), ours, _blank
+    return heading(metric), ours, blank
 
 
 def above_ceiling(row: Row, metric: str, subset: str = "") -> bool:
@@ -164,7 +164,7 @@ def above_ceiling(row: Row, metric: str, subset: str = "") -> bool:
     return exceeds(found.mean, ceiling, count)
 
 
-def _raw(name: str, found: Summary | None) -> dict[str, float | int | None]:
+def raw_summary(name: str, found: Summary | None) -> dict[str, float | int | None]:
     if found is None:
         return {f"{name}_mean": None, f"{name}_std": None, f"{name}_n": 0}
     return {f"{name}_mean": found.mean, f"{name}_std": found.std, f"{name}_n": found.n}
@@ -179,7 +179,7 @@ def _ceiling_column(report: ReportSpec) -> Column:
         text = " / ".join(share(value) for value in values.values())
         return Cell(f"{text} ({row.ceiling_name})", {**raw, "ceiling": row.ceiling_name})
 
-    return f"Ceiling {_targets(report.metrics)}", ours, _blank
+    return f"Ceiling {_targets(report.metrics)}", ours, blank
 
 
 def _targets(metrics: Sequence[str]) -> str:
@@ -203,11 +203,11 @@ def _subset_column(report: ReportSpec, subset: str) -> Column:
             found = row.summary(f"{metric}[{subset}]")
             mark = f" {TOO_GOOD}" if above_ceiling(row, metric, subset) else ""
             texts.append((NONE if found is None else share(found.mean)) + mark)
-            raw |= _raw(f"{metric}/{subset}", found)
+            raw |= raw_summary(f"{metric}/{subset}", found)
         return Cell(NONE if set(texts) == {NONE} else " / ".join(texts), raw)
 
     title = subset.replace("_", " ").capitalize()
-    return f"{title} {_targets(metrics)}", ours, _blank
+    return f"{title} {_targets(metrics)}", ours, blank
 
 
 def fusion_score(report: ReportSpec, row: Row) -> dict[int, float]:
@@ -227,12 +227,12 @@ def _fusion_score_column(report: ReportSpec) -> Column:
         if len(row.streams) < 2:
             return Cell(NONE)
         found = summary(list(fusion_score(report, row).values()))
-        return Cell(percent(found, scale=1, digits=2), _raw("fusion_score", found))
+        return Cell(percent(found, scale=1, digits=2), raw_summary("fusion_score", found))
 
-    return "Fusion score", ours, _blank
+    return "Fusion score", ours, blank
 
 
-def _cost_column(title: str, name: str, with_state: bool = False) -> Column:
+def cost_column(title: str, name: str, with_state: bool = False) -> Column:
     def ours(row: Row) -> Cell:
         value = row_cost(row, name)
         text = row.state() if with_state and not row.done else size(value)
@@ -296,7 +296,7 @@ def _difference_column(
         told = [NONE if value is None else points(value) for value in raw.values()]
         return Cell(" / ".join(told) or "other metrics", raw)
 
-    return f"Ours {MINUS} paper", ours, _blank
+    return f"Ours {MINUS} paper", ours, blank
 
 
 def _paper_cost_column(title: str, name: str) -> Column:
