@@ -68,7 +68,8 @@ class TrainSpec(Config):
     steps_per_epoch: int | None = Field(default=None, gt=0)
     """optimiser steps per epoch; None: one pass over the train split, last short batch dropped"""
     batch_size: int = Field(default=128, gt=0)
-    """samples per optimiser step, over all processes of a run together"""
+    """samples per optimiser step, over all processes of a run together; `evaluate`: items that are
+    scored at once"""
     optimiser: Literal["sgd", "adamw"] = "sgd"
     """not in the paper; SGD is the default of the recipe its schedule is taken from"""
     momentum: float = Field(default=0.9, ge=0, lt=1)

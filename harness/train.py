@@ -36,6 +36,7 @@ from harness.store import RunFolder
 NO_DECAY_NAMES = {"A_log", "D"}
 """parameters so called, or inside a dictionary so called, e.g. one A_log per stream"""
 EVALUATION_BATCH = 256
+"""items that are scored together after training; in method evaluate it is `train.batch_size`"""
 
 OnStep = Callable[[int, int, float], None]
 """called in every process with (step, steps in all, loss)"""
@@ -165,7 +166,7 @@ def predict(model: Model, feed: Feed, spec: RunSpec, group: Group) -> Prediction
     """Logits of a whole split, in its order, at rank 0; None in the other ranks."""
     model.eval()
     labels, logits = [], []
-    for batch in feed.batches(EVALUATION_BATCH, group.share(len(feed))):
+    for batch in feed.batches(evaluation_batch(spec), group.share(len(feed))):
         with torch.autocast(
             feed.device.type, torch.bfloat16, enabled=spec.train.precision == "bfloat16"
         ):
@@ -185,6 +186,11 @@ def predict(model: Model, feed: Feed, spec: RunSpec, group: Group) -> Prediction
         {name: np.concatenate([part[name] for part in said]) for name in said[0]},
         pairs_of(feed.dataset.actions()),
     )
+
+
+def evaluation_batch(spec: RunSpec) -> int:
+    """Items that are scored together."""
+    return spec.train.batch_size if spec.train.method == "evaluate" else EVALUATION_BATCH
 
 
 def over_views(logits: Tensor, views: int) -> npt.NDArray[np.float32]:

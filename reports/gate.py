@@ -13,7 +13,16 @@ from harness.plan import ReportSpec
 from harness.store import Store
 from harness.track import Tracked
 from reports.footnotes import origin, samples_of
-from reports.numbers import MINUS, NONE, heading, percent, plain_heading, points, target_of
+from reports.numbers import (
+    MINUS,
+    NONE,
+    heading,
+    in_order,
+    percent,
+    plain_heading,
+    points,
+    target_of,
+)
 from reports.rows import Row, collect
 from reports.table import (
     Cell,
@@ -87,7 +96,8 @@ def gate_table(
 ) -> Table:
     """Ours, published, the gap between them, and whether it is small enough."""
     assert report.gate is not None
-    titles = list(dict.fromkeys(plain_heading(m) for row in rows for m in row.published))
+    metrics = in_order(metric for row in rows for metric in row.published)
+    titles = list(dict.fromkeys(map(plain_heading, metrics)))
     columns = [label_column(), seeds_column(), *map(_score_column, titles)]
     columns += _verdict_columns(report.gate, titles)
     columns += [cost_column("Params (M)", "params_m"), cost_column("GFLOPs", "gflops")]

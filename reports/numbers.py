@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -58,6 +59,12 @@ def heading(metric: str) -> str:
 def plain_heading(metric: str) -> str:
     """`action_joint_top1` -> `Action top-1`: without how it is counted."""
     return heading(metric).split(",")[0]
+
+
+def in_order(metrics: Iterable[str]) -> list[str]:
+    """Those of verbs, of nouns, of actions, then others."""
+    named = {"verb": 0, "noun": 1, "action": 2}
+    return sorted(metrics, key=lambda metric: named.get(target_of(metric), len(named)))
 
 
 def target_of(metric: str) -> str:

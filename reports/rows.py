@@ -16,7 +16,7 @@ import numpy as np
 from harness.evaluate import Predictions, hits_by_metric, scores, shares, targets_of
 from harness.store import Store
 from harness.track import Tracked, key
-from reports.numbers import target_of
+from reports.numbers import in_order, target_of
 from reports.statistics import Summary, summary
 
 WORST_FIRST = ("failed", "running", "interrupted", "new")
@@ -192,6 +192,7 @@ def _row(
         counts = {k: {t: int(rows.sum()) for t, rows in v.items()} for k, v in found.items()}
         grouped = bool((said.groups != "").any())
     told = runs[0].get("published", {})  # records of older versions have none
+    told = {metric: told[metric] for metric in in_order(told)}
     return Row(name, runs[0]["label"], runs[0]["paper"], seeds, samples, counts, grouped, told)
 
 

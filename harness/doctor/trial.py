@@ -32,7 +32,7 @@ from harness.model import Model, load_weights
 from harness.registry import load_plugins
 from harness.spec import Paths, RunSpec, dataset_of
 from harness.splits import fetch
-from harness.train import EVALUATION_BATCH, make_optimiser, parameter_groups, train_step
+from harness.train import evaluation_batch, make_optimiser, parameter_groups, train_step
 
 if TYPE_CHECKING:
     from harness.doctor.visit import Visit
@@ -103,7 +103,7 @@ def take(spec: RunSpec, paths: Paths, threads: int) -> Taken:
     torch.set_num_threads(threads)
     torch.manual_seed(spec.seed)
     whole = dataset_of(spec, paths)
-    few = Few(whole, max(spec.train.batch_size, EVALUATION_BATCH))
+    few = Few(whole, max(spec.train.batch_size, evaluation_batch(spec)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = Model(spec, few, paths)
     items = few.split("train")
@@ -149,7 +149,7 @@ def _steps(spec: RunSpec, model: Model, feed: Feed, device: torch.device) -> flo
 def _evaluation(spec: RunSpec, model: Model, feed: Feed, device: torch.device) -> float:
     """Seconds to evaluate one sample, in a batch."""
     model.eval()
-    count = min(EVALUATION_BATCH, len(feed))
+    count = min(evaluation_batch(spec), len(feed))
     begun = time.perf_counter()
     batch = next(feed.batches(count))
     half = spec.train.precision == "bfloat16"
