@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from harness.cli_data import data as data_commands
 from harness.cli_doctor import checks as check_commands
 from harness.cli_evaluate import scoring as score_commands
 from harness.cli_jobs import jobs as job_commands
@@ -32,8 +33,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-for commands in (job_commands, check_commands, score_commands):
+for commands in (job_commands, check_commands, score_commands, data_commands):
     app.add_typer(commands)
 
 File = Annotated[Path, typer.Argument(help="Sweep file, e.g. sweeps/table3.yaml.")]

@@ -9,7 +9,7 @@ of all streams into one vector per sample, and linear heads turn that vector int
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn, stack
 
 from harness.config import Config
+from harness.finding import Look
 
 
 class PluginConfig(Config):
@@ -149,6 +150,12 @@ class Dataset:
         are those of `harness.evaluate`, e.g. `verb_top1`, `verb_top1[two_handed]`.
         """
         return {}
+
+    def doctor(self, workers: int, seconds: float) -> Iterator[Look] | None:
+        """What `harness data doctor` is to say of the files on this machine, one after another; how
+        fast samples come is measured for some seconds with that many workers. None: it has no files
+        that could be wrong."""
+        return None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.contracts import Dataset
-from harness.loader import Loader, Policy, Request
+from harness.contracts import BadSample, Dataset
+from harness.loader import NEIGHBOURS, Loader, Policy, Request
 from harness.model import Model
 from harness.spec import RunSpec
 from harness.splits import Ints, Labels, batch_indices, labels_of, side_of
@@ -59,8 +59,11 @@ class Feed:
             encoder = model.encoders[stream].eval()
             key = token_key(spec, stream, split, encoder)
             reader = Loader(self.items, [stream], for_all, workers)
-            self.frozen[stream] = frozen_tokens(tokens, key, encoder, dataset, stream, reader)
-            self.bad |= reader.bad
+            file = frozen_tokens(tokens, key, encoder, dataset, stream, reader)
+            if file.bad and for_all == "fail":  # another run stored them, by another policy
+                raise BadSample(next(iter(file.bad.values())))
+            self.frozen[stream] = file
+            self.bad |= file.bad
 
     def __len__(self) -> int:
         """Samples, however many views there are of each."""
@@ -91,7 +94,16 @@ class Feed:
 
         return self._batches(requests())
 
+    def _readable(self, request: Request) -> Request:
+        """The samples that the stored tokens are of, for every stream alike."""
+        taken = [file.places for file in self.frozen.values() if file.places is not None]
+        indices = np.array(request.indices, np.int64)
+        for places in taken * (NEIGHBOURS if len(taken) > 1 else 1):  # until all agree
+            indices = places[indices]
+        return replace(request, indices=tuple(indices.tolist()))
+
     def _batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
+        requests = map(self._readable, requests)
         if not self.live:
             for request in requests:
                 indices = np.array(request.indices, np.int64)

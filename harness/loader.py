@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
 from typing import Any, Literal
@@ -50,6 +50,10 @@ class Fetched:
     """why there is no batch"""
 
 
+class WorkerLost(RuntimeError):
+    """A worker process ended before its work was done."""
+
+
 class Loader:
     """Reads batches of `items`, of each sample the `streams` named."""
 
@@ -65,8 +69,9 @@ class Loader:
         """Items of the split."""
         return len(self.batches.items)
 
-    def read(self, requests: Iterable[Request]) -> Iterator[Fetched]:
-        """The batches, in order. Raises BadSample where the policy does not allow to go on."""
+    def read(self, requests: Iterable[Request]) -> Generator[Fetched]:
+        """The batches, in order. Raises BadSample where the policy does not allow to go on, and
+        WorkerLost if a worker was killed."""
         for found in self._fetched(requests):
             for name, why in found.bad.items():
                 if name not in self.bad:
@@ -90,7 +95,20 @@ class Loader:
             multiprocessing_context=_context(),
             generator=torch.Generator(),  # the run's own random numbers are not touched
         )
-        yield from map(_unpacked, loader)
+        batches = iter(loader)
+        while True:
+            try:
+                found = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "worker" not in str(error) or "exited unexpectedly" not in str(error):
+                    raise
+                raise WorkerLost(
+                    f"a process that reads samples was killed: {error}. If memory was short, fewer "
+                    f"`--threads` start fewer such processes than {self.workers}"
+                ) from error
+            yield _unpacked(found)
 
 
 class _Requests(Sampler[Request]):

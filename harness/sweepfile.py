@@ -55,8 +55,8 @@ class SweepFile:
             for layer in chosen.value if isinstance(chosen.value, tuple) else (chosen,):
                 root = _lay(root, _preset(layer, name, file))
         for_all = Node({}, "--set")
-        for setting in settings:
-            node = _setting(setting)
+        for text in settings:
+            node = setting(text)
             if next(iter(node.value)) in SWEEP_KEYS:
                 root = _lay(root, node)
             else:
@@ -106,7 +106,7 @@ def _check_keys(root: Node, known: Sequence[str]) -> None:
         raise ConfigError(*messages)
 
 
-def _setting(text: str) -> Node:
+def setting(text: str) -> Node:
     """`key.path=value` -> nested Node; the value is read as YAML."""
     key, equals, value = text.partition("=")
     where = f"--set {text}"

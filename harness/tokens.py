@@ -2,8 +2,9 @@
 
     runs/tokens/<key>/features.bin   float32, all real tokens of all samples, (total, D)
                       labels.npz     token offsets, ids, groups, subsets, targets; the part of
-                                     each token, where an encoder deals them to heads
-                      done.json      written last
+                                     each token, where an encoder deals them to heads; and whose
+                                     they are, where some are another sample's that can be read
+                      done.json      written last; says which could not be read
 
 The key covers the dataset, the split, the encoder, its weights as they are, and all their code.
 """
@@ -14,7 +15,7 @@ import fcntl
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,11 @@ class TokenFile:
     labels: Labels
     parts: npt.NDArray[np.uint8] | None = None
     """(total,) the head that a token is for, if they are dealt to heads"""
+    places: npt.NDArray[np.int64] | None = None
+    """(samples,) of which sample each one's tokens and labels are: of another one's where it could
+    not be read; None: each of its own"""
+    bad: Mapping[str, str] = field(default_factory=dict)
+    """id -> why, of the samples that could not be read"""
 
     def batch(self, indices: npt.NDArray[np.int64]) -> Tokens | PartedTokens:
         """Tokens (B, longest, D) of the samples at `indices`, zero where padded."""
@@ -109,6 +115,7 @@ def _compute(
     lengths: list[int] = []
     samples = []
     parts: list[npt.NDArray[np.uint8]] = []
+    places: list[npt.NDArray[np.int64]] = []
     width = 0
 
     def write(out: Any) -> None:
@@ -121,6 +128,7 @@ def _compute(
             width = tokens.features.shape[-1]
             lengths.extend(tokens.mask.sum(dim=1).tolist())
             samples.append(labels_of(batch, dataset.targets))
+            places.append(found.indices)
             if isinstance(tokens, PartedTokens):
                 parts.append(tokens.part[tokens.mask].to("cpu", torch.uint8).numpy())
             out.write(tokens.features[tokens.mask].float().cpu().numpy().tobytes())
@@ -131,11 +139,13 @@ def _compute(
     arrays = {"offsets": offsets, **labels.arrays()}
     if parts:
         arrays["parts"] = np.concatenate(parts)
+    if loader.bad:
+        arrays["places"] = np.concatenate(places)
     write_atomic(
         folder / "labels.npz",
         lambda out: np.savez(out, **arrays),  # type: ignore[arg-type]
     )
-    write_json(folder / "done.json", {"width": width, "samples": count})
+    write_json(folder / "done.json", {"width": width, "samples": count, "bad": loader.bad})
 
 
 def encode(
@@ -165,7 +175,7 @@ def _open(folder: Path) -> TokenFile:
     done = read_json(folder / "done.json") or {}
     with np.load(folder / "labels.npz", allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
-    offsets, parts = arrays.pop("offsets"), arrays.pop("parts", None)
+    offsets, parts, places = (arrays.pop(name, None) for name in ("offsets", "parts", "places"))
     shape = (int(offsets[-1]), int(done["width"]))
     size = (folder / "features.bin").stat().st_size
     if size != shape[0] * shape[1] * 4:
@@ -173,7 +183,8 @@ def _open(folder: Path) -> TokenFile:
             f"{folder}/features.bin has {size} bytes, {shape} needs another size; "
             f"delete the folder to compute it again"
         )
-    if shape[0] == 0:
-        return TokenFile(np.zeros(shape, np.float32), offsets, Labels.of_arrays(arrays), parts)
-    features = np.memmap(folder / "features.bin", np.float32, "r", shape=shape)
-    return TokenFile(features, offsets, Labels.of_arrays(arrays), parts)
+    features: npt.NDArray[np.float32] = np.zeros(shape, np.float32)
+    if shape[0]:
+        features = np.memmap(folder / "features.bin", np.float32, "r", shape=shape)
+    labels = Labels.of_arrays(arrays)
+    return TokenFile(features, offsets, labels, parts, places, done.get("bad", {}))

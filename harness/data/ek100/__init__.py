@@ -15,7 +15,7 @@ Source: Damen et al., "Rescaling Egocentric Vision" (IJCV 2022).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,7 @@ from harness.data.ek100.annotations import (
     Segment,
     splits,
 )
+from harness.finding import Look
 from harness.registry import DATASETS
 
 if TYPE_CHECKING:
@@ -158,7 +159,16 @@ class Ek100(Dataset):
                 f"{root}: {len(layout.missing)} of {len(videos)} videos are not here, e.g. "
                 f"{', '.join(layout.missing[:3])}; `harness data doctor` lists them"
             )
-        return layout
+        return self.staged(layout)
+
+    def staged(self, layout: Layout, copies: bool = True) -> Layout:
+        """The layout, its files copied to `scratch` when they are opened; without `copies` only
+        what is there already is read there."""
+        from harness.data.ek100.staging import Stage
+
+        scratch = self.places.scratch if self.places else None
+        stage = None if scratch is None else Stage(layout.root, scratch / "footage", copies)
+        return replace(layout, stage=stage)
 
     def split(self, name: str) -> Ek100Split:
         from harness.data.ek100.boxes import Boxes
@@ -187,6 +197,11 @@ class Ek100(Dataset):
         if self._sees("text") and (file := self._question_file()) is not None:
             digest.update(file.read_bytes())
         return digest.hexdigest()
+
+    def doctor(self, workers: int, seconds: float) -> Iterator[Look]:
+        from harness.data.ek100.doctor import examine
+
+        return examine(self, workers, seconds)
 
     def _sees(self, stream: str) -> bool:
         return self.used is None or stream in self.used

@@ -23,6 +23,7 @@ TRAIN, VALIDATION = "EPIC_100_train.csv", "EPIC_100_validation.csv"
 TAIL_VERBS, TAIL_NOUNS = "EPIC_100_tail_verbs.csv", "EPIC_100_tail_nouns.csv"
 UNSEEN = "EPIC_100_unseen_participant_ids_validation.csv"
 PAIRS = "actions.csv"
+VIDEO_INFO = "EPIC_100_video_info.csv"
 FILES = (TRAIN, VALIDATION, TAIL_VERBS, TAIL_NOUNS, UNSEEN)
 WHERE_FROM = "git clone https://github.com/epic-kitchens/epic-kitchens-100-annotations"
 

@@ -76,6 +76,9 @@ class Reader(Protocol):
     def frames(self, video: str, numbers: NDArray[np.int64]) -> list[Rows] | None:
         """The boxes of some frames of a video; None if nothing is known of the video."""
 
+    def videos(self) -> frozenset[str]:
+        """Those of which something is known."""
+
 
 @dataclass(frozen=True)
 class Boxes:
@@ -105,6 +108,10 @@ class Boxes:
         raise ValueError(
             f"{path}: no hand-object boxes; looked for {', '.join(LAYOUTS)}, and {H5_NAME}"
         )
+
+    def videos(self) -> frozenset[str]:
+        """Those there are boxes of."""
+        return frozenset() if self.reader is None else self.reader.videos()
 
     def clip(self, video: str, seconds: NDArray[Any], slots: int = 4) -> NDArray[np.float32]:
         """Boxes (T, O, 4) of a video at the moments `seconds` (T,), with O `slots`.
@@ -168,6 +175,10 @@ class Pickles:
         chosen = (tracks[bisect_left(frames, n) : bisect_right(frames, n)] for n in numbers)
         return [np.column_stack([rows["box"], rows["id"]]).astype(np.float64) for rows in chosen]
 
+    def videos(self) -> frozenset[str]:
+        """As in `Reader`."""
+        return frozenset(video for video, _ in self.files)
+
     def tracks(self, video: str) -> NDArray[Any] | None:
         """All linked boxes of a video, (n,) of `linking.TRACK`; None if it has no file."""
         path = dict(self.files).get(video)
@@ -223,6 +234,10 @@ class H5:
             return [self._frame(videos[video], int(number)) for number in numbers]
         except (OSError, RuntimeError, ValueError, KeyError, AttributeError) as error:
             raise ValueError(f"{self.path}: {video}: {error}") from None
+
+    def videos(self) -> frozenset[str]:
+        """As in `Reader`."""
+        return frozenset(_handle(str(self.path), os.getpid()))
 
     def _frame(self, video: Any, number: int) -> Rows:
         frame = video.get(str(number))

@@ -26,6 +26,7 @@ from typing import Literal, NamedTuple
 
 from harness.config import ConfigError
 from harness.data.ek100.footage import BadFootage, Footage
+from harness.data.ek100.staging import Stage
 
 Kind = Literal["videos", "chunks", "frames", "tars"]
 
@@ -82,6 +83,8 @@ class Layout:
     """videos that were not found, in the order asked for"""
     cache: Path | None = None
     """folder that keeps indices of tars"""
+    stage: Stage | None = None
+    """what copies videos, chunks and tars to a fast folder as they are opened"""
 
     @property
     def kind(self) -> str:
@@ -97,13 +100,16 @@ class Layout:
             from harness.data.ek100.video import Chunks, Video
 
             if place.kind == "videos":
-                return Video(video, place.path)
-            return Chunks(video, place.path, place.files)
+                return Video(video, self._staged(place.path))
+            return Chunks(video, place.path, place.files, self.stage)
         from harness.data.ek100.images import Frames, TarFrames
 
         if place.kind == "frames":
             return Frames(video, place.path, place.name, place.first)
-        return TarFrames(video, place.path, self.cache)
+        return TarFrames(video, self._staged(place.path), self.cache)
+
+    def _staged(self, path: Path) -> Path:
+        return path if self.stage is None else self.stage.file(path)
 
     def digest_parts(self, videos: Sequence[str]) -> list[str]:
         """One line per video: its kind, and sizes in bytes that change where its content does.

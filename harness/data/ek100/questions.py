@@ -23,9 +23,7 @@ def read(file: Path, wanted: Sequence[str]) -> Mapping[str, str]:
 
     Raises ValueError, with the line, for what is no such record, and if a wanted one is missing.
     """
-    if not file.is_file():
-        raise ValueError(f"{file}: no such file of questions; see docs/ek100.md")
-    found = _read(file, file.stat().st_mtime_ns)
+    found = asked_in(file)
     missing = [name for name in wanted if name not in found]
     if missing:
         raise ValueError(
@@ -33,6 +31,13 @@ def read(file: Path, wanted: Sequence[str]) -> Mapping[str, str]:
             f"{', '.join(missing[:3])}"
         )
     return {name: found[name] for name in wanted}
+
+
+def asked_in(file: Path) -> Mapping[str, str]:
+    """All that are in a file; as `read`."""
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file of questions; see docs/ek100.md")
+    return _read(file, file.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=4)

@@ -34,6 +34,7 @@ from harness.data.ek100.footage import (
     Unreadable,
 )
 from harness.data.ek100.resize import Resizer
+from harness.data.ek100.staging import Stage
 
 OPEN_FILES = 4
 """kept open per thread; the index of a long video takes some megabytes"""
@@ -252,6 +253,8 @@ class Chunks(Footage):
     """their folder"""
     files: tuple[tuple[int, str], ...]
     """(second, name) in order"""
+    stage: Stage | None = None
+    """what copies each chunk to a fast folder as it is opened"""
     resampled: ClassVar[bool] = True
 
     @property
@@ -270,7 +273,10 @@ class Chunks(Footage):
         second, name = self.files[number]
         is_last = number in (-1, len(self.files) - 1)
         overrun = OVERRUN_SECONDS if is_last else CHUNK_GAP_SECONDS
-        return Video(self.video, self.path / name, second, overrun)
+        file = self.path / name
+        if self.stage is not None:
+            file = self.stage.file(file)
+        return Video(self.video, file, second, overrun)
 
     def _read(self, moments: Floats, crop: Crop | None, out: Pixels) -> None:
         begins = np.array([second for second, _ in self.files], np.float64)
