@@ -21,8 +21,8 @@ from harness.data.ek100.staging import Stage
 
 
 def shows(layout: Layout) -> bool:
-    clip = layout.open("P01_01").clip(np.array([1.5]), None, (64, 96))
-    return abs(read_stamp(clip[0]) - 1.5) < 0.02
+    clip = layout.open("P01_01").clip(np.array([0.5, 1.5]), None, (64, 96))
+    return bool(np.allclose([read_stamp(frame) for frame in clip], [0.5, 1.5], atol=0.02))
 
 
 def content(folder: Path) -> set[str]:
