@@ -270,6 +270,6 @@ def _end(queue: _Queue, run: PlannedRun, folder: RunFolder, live: Live, started:
             shown = "{gflops:.4g} GFLOPs  {params_m:.4g} M parameters".format(**result["cost"])
         live.end(run.run_id, f"done    {run.run_id}  {name:<40} {seconds:5.0f} s  {shown}")
         return
-    failure = folder.failure_line() if folder.state() == "failed" else "its process was ended"
+    failure = "its process was ended" if folder.failure() is None else folder.failure_line()
     queue.settle(run, failure)
     live.end(run.run_id, f"FAILED  {run.run_id}  {name:<40} {seconds:5.0f} s  {failure}")

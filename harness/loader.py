@@ -70,8 +70,11 @@ class Loader:
         return len(self.batches.items)
 
     def read(self, requests: Iterable[Request]) -> Generator[Fetched]:
-        """The batches, in order. Raises BadSample where the policy does not allow to go on, and
-        WorkerLost if a worker was killed."""
+        """The batches, in order, but for those outside training of which nothing can be read.
+
+        Raises BadSample where the policy does not allow to go on, and WorkerLost if a worker was
+        killed.
+        """
         for found in self._fetched(requests):
             for name, why in found.bad.items():
                 if name not in self.bad:
@@ -79,7 +82,8 @@ class Loader:
             self.bad |= found.bad
             if found.failed is not None:
                 raise BadSample(found.failed)
-            yield found
+            if found.samples:
+                yield found
 
     def _fetched(self, requests: Iterable[Request]) -> Iterator[Fetched]:
         if self.workers == 0:
@@ -101,14 +105,23 @@ class Loader:
                 found = next(batches)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                if "worker" not in str(error) or "exited unexpectedly" not in str(error):
+            except (RuntimeError, EOFError, OSError) as error:
+                if not _of_the_dead(error):
                     raise
+                how = str(error) or "it fell silent"
                 raise WorkerLost(
-                    f"a process that reads samples was killed: {error}. If memory was short, fewer "
-                    f"`--threads` start fewer such processes than {self.workers}"
+                    f"a process that reads samples was killed ({how}). If memory or /dev/shm is "
+                    f"short, fewer `--threads` start fewer of them than {self.workers}"
                 ) from error
             yield _unpacked(found)
+
+
+def _of_the_dead(error: Exception) -> bool:
+    """Whether a worker is gone, or went while it handed something over; what a worker raises while
+    it lives is told of as caught there."""
+    if isinstance(error, RuntimeError):
+        return "exited unexpectedly" in str(error)
+    return not str(error).startswith("Caught ")
 
 
 class _Requests(Sampler[Request]):
@@ -151,7 +164,9 @@ class _Batches(Dataset[Fetched]):
         if self.policy == "skip":  # with one view of a sample the others go
             whole = [sample.id not in bad for sample in readable]
             kept, readable = list(compress(kept, whole)), list(compress(readable, whole))
-        none = None if readable else f"no sample of a batch can be read: {next(iter(bad.values()))}"
+        none = None
+        if not readable and request.draw is not None:  # training has a step for every batch
+            none = f"no sample of a batch can be read: {next(iter(bad.values()))}"
         return Fetched(np.array(kept, np.int64), readable, bad, none)
 
     def _one(

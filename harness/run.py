@@ -25,6 +25,7 @@ from harness.evaluate import Predictions, scores
 from harness.feed import Feed
 from harness.files import file_digest, remove_partial, write_atomic
 from harness.lease import Lease, LeaseLost, LeaseTaken, me
+from harness.loader import WorkerLost
 from harness.measure import measure
 from harness.model import Model, check_complete, load_weights, starts_random
 from harness.provenance import code_digests, environment, together
@@ -74,7 +75,7 @@ def run(
             trace = group.failed(error, traceback.format_exc())
             if lease is not None:
                 lease.check()
-                _store_failure(folder, lease, trace, lasting=not _disk_failed(error))
+                _store_failure(folder, lease, trace, lasting=not _passing(error))
             elif trace is not None:
                 print(trace, file=sys.stderr)
             raise
@@ -118,9 +119,11 @@ def _store_failure(
             folder.write_failure(trace, lasting)
 
 
-def _disk_failed(error: Exception) -> bool:
-    """Whether it is the disk's fault and not the run's: that is an interruption."""
-    return isinstance(error, OSError) and error.errno in DISK_ERRORS
+def _passing(error: Exception) -> bool:
+    """Whether it is the fault of a disk, or of who killed a worker, and not the run's: that is an
+    interruption."""
+    disk = isinstance(error, OSError) and error.errno in DISK_ERRORS
+    return disk or isinstance(error, WorkerLost)
 
 
 def _run(job: _Job, threads: int) -> None:

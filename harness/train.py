@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from harness.contracts import BadSample
 from harness.distributed import Group
 from harness.evaluate import Predictions, pairs_of, scores
 from harness.feed import Batch, Feed
@@ -176,8 +177,10 @@ def predict(model: Model, feed: Feed, spec: RunSpec, group: Group) -> Prediction
     parts = group.collect((labels, logits))
     if parts is None:
         return None
-    joined = Labels.join([each for of_rank, _ in parts for each in of_rank])
     said = [each for _, of_rank in parts for each in of_rank]
+    if not said:
+        raise BadSample(f"no sample can be read: {next(iter(feed.bad.values()), 'all are bad')}")
+    joined = Labels.join([each for of_rank, _ in parts for each in of_rank])
     return Predictions(
         joined.ids,
         joined.groups,

@@ -35,6 +35,7 @@ def results_footnotes(
         *stamps,
         *report.notes,
         *_reading(report, done),
+        *_unreadable(store, done),
         *origin(preset, store, done),
     ]
 
@@ -181,6 +182,29 @@ def _reading(report: ReportSpec, rows: Sequence[Row]) -> Iterator[str]:
             f"relative to the {first} score, mean over the metrics; 1 fuses, 0.5 adds. Read it "
             f"beside the score: a model that ignores a stream can have 1 too."
         )
+
+
+def _unreadable(store: Store, rows: Sequence[Row]) -> Iterator[str]:
+    """Samples that some run of a row could not read, and what became of them."""
+    by_text: dict[str, list[str]] = {}
+    for row in rows:
+        found: dict[str, set[str]] = {"train": set(), "select": set(), "test": set()}
+        for run in row.runs:
+            bad = (store.run(run.run_id).result() or {}).get("bad_samples", {})
+            for split, names in bad.items():
+                found[split] |= set(names)
+        policy = "repeated" if row.params.get("train.bad_samples") == "repeat" else "left out"
+        told = [
+            f"{len(names)} in {split} ({policy if split == 'train' else 'not scored'})"
+            for split, names in found.items()
+            if names
+        ]
+        if told:
+            count = sum(map(len, found.values()))
+            text = f"{count} sample{'s' * (count > 1)} could not be read: {', '.join(told)}"
+            by_text.setdefault(text, []).append(row.label)
+    for text, labels in by_text.items():
+        yield f"{', '.join(labels)}: {text}."
 
 
 def _perception(store: Store, rows: Sequence[Row]) -> Iterator[str]:

@@ -80,7 +80,9 @@ class Bench:
         self.runs.append({**known, "seed": spec.seed, "run_id": spec.run_id})
         return folder
 
-    def finish(self, folder, predictions, select=0.5, ceiling="", code=None, dirty=False, cost=()):
+    def finish(
+        self, folder, predictions, select=0.5, ceiling="", code=None, dirty=False, cost=(), bad=()
+    ):
         spec = folder.spec()["spec"]
         epochs = 3 if spec["train"]["method"] == "gradient" else 0
         chosen = {f"select/{name}": select for name in scores(predictions)}
@@ -99,6 +101,7 @@ class Bench:
                     "ceiling": ceiling,
                     "cost": {**counted, **dict(cost), "convention": "1 multiply-add = 1"},
                     "code": code or {},
+                    "bad_samples": {split: dict.fromkeys(ids, "why") for split, ids in bad},
                     "finished": 1e9 + 10,
                     "started": 1e9,
                 }

@@ -6,11 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
-from report_bench import KITCHEN, Bench, kitchen_spec, write_kitchen, write_watch
+from report_bench import KITCHEN, Bench, kitchen, kitchen_spec, write_kitchen, write_watch
 
 from harness import track
 from harness.config import ConfigError
 from harness.plan import ReportSpec
+from harness.spec import TrainSpec
 from harness.store import Store
 from reports import figures, rows
 from reports.numbers import MINUS, NONE
@@ -154,6 +155,32 @@ def test_the_footnotes_say_how_and_from_what_the_numbers_came(table3):
     assert "text: words (trained)" in table3
     assert "10 runs, commit 0123456789; 3 of them with uncommitted changes" in table3
     assert "A note of the sweep" in table3
+
+
+def test_samples_that_could_not_be_read_are_told_under_the_table(tmp_path):
+    made = Bench(Store(tmp_path / "runs"))
+    track.prepare(made.store)
+    bad = {
+        ("late", "repeat"): [("train", [f"a{n}" for n in range(10)]), ("test", ["b", "c"])],
+        ("mlp", "skip"): [("train", ["a"]), ("select", []), ("test", [])],
+        ("mean", "skip"): [("train", []), ("test", [])],
+    }
+    for (fusion, policy), found in bad.items():
+        train = TrainSpec(bad_samples=policy, bad_test_samples="skip")
+        for seed in (0, 1):  # both miss the same samples, which are counted once
+            spec = kitchen_spec(fusion, seed).model_copy(update={"train": train})
+            folder = made.plan(fusion, fusion.title(), spec)
+            made.finish(folder, kitchen((40, 20), (30, 15)), bad=found)
+    made.write_sweep("table3", "demo", KITCHEN)
+    track.collect(made.store)
+    made.report(tmp_path / "out")
+    text = (tmp_path / "out/table3-demo.md").read_text()
+    assert (
+        "Late: 12 samples could not be read: 10 in train (repeated), 2 in test (not scored)."
+        in text
+    )
+    assert "Mlp: 1 sample could not be read: 1 in train (left out)." in text
+    assert text.count("could not be read") == 2
 
 
 def test_the_folds_of_a_seed_are_scored_as_one(watch_table):

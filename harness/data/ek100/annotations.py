@@ -99,7 +99,11 @@ def share_names(unseen: bool, verb: bool, noun: bool) -> str:
 def _read(folder: Path, names: tuple[str, ...], _stamps: tuple[int, ...]) -> Annotations:
     digest = hashlib.sha256()
     for name in names:
-        digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
+        try:
+            content = (folder / name).read_bytes()
+        except OSError as error:
+            raise ValueError(f"{folder / name}: {error.strerror or error}") from None
+        digest.update(name.encode() + b"\0" + content)
     train = segments(folder / TRAIN) if TRAIN in names else ()
     validation = segments(folder / VALIDATION)
     if shared := {s.narration_id for s in train} & {s.narration_id for s in validation}:
@@ -181,6 +185,15 @@ def rows(
     file: Path, columns: Mapping[str, Callable[[str], object]]
 ) -> Iterator[tuple[object, ...]]:
     """The columns of each row, converted. Raises ValueError with file and line."""
+    try:
+        yield from _rows(file, columns)
+    except OSError as error:  # of the disk: reading does not say of which file
+        raise ValueError(f"{file}: {error.strerror or error}") from None
+
+
+def _rows(
+    file: Path, columns: Mapping[str, Callable[[str], object]]
+) -> Iterator[tuple[object, ...]]:
     with open(file, newline="", encoding="utf-8-sig") as lines:
         reader = csv.reader(lines)
         try:

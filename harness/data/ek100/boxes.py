@@ -184,14 +184,17 @@ class Pickles:
         path = dict(self.files).get(video)
         if path is None:
             return None
-        stat = path.stat()
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror or error}") from None
         return _tracks(path, self.cache, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=64)
 def _tracks(path: Path, cache: Path | None, size: int, mtime_ns: int) -> NDArray[Any]:
     if cache is None:
-        return linking.link(detections.read(path))
+        return _linked(path)
     cache.mkdir(parents=True, exist_ok=True)
     file = cache / f"{path.stem}-{size}-{mtime_ns}-{VERSION}.npy"
     kept = _kept(file)
@@ -203,9 +206,17 @@ def _tracks(path: Path, cache: Path | None, size: int, mtime_ns: int) -> NDArray
         kept = _kept(file)
         if kept is not None:
             return kept
-        tracks = linking.link(detections.read(path))
+        tracks = _linked(path)
         write_atomic(file, lambda out: np.save(out, tracks))
     return tracks
+
+
+def _linked(path: Path) -> NDArray[Any]:
+    try:
+        found = detections.read(path)
+    except OSError as error:  # of the disk: reading does not say of which file
+        raise ValueError(f"{path}: {error.strerror or error}") from None
+    return linking.link(found)
 
 
 def _kept(file: Path) -> NDArray[Any] | None:

@@ -169,13 +169,15 @@ class _Clip:
         """uint8 (T, size, size, 3)."""
         from harness.data.ek100.footage import BadFootage
 
-        size = self.config.size
+        size, instants = self.config.size, self.instants
+        if instants is None:
+            return torch.full((self.config.frames, size, size, 3), GREY, dtype=torch.uint8)
         try:
-            if self.instants is None:
-                return torch.full((self.config.frames, size, size, 3), GREY, dtype=torch.uint8)
-            frames = self.footage.clip(self.instants, self.view.crop, (size, size))
+            frames = self.footage.clip(instants, self.view.crop, (size, size))
         except BadFootage as error:
-            raise self.bad(str(error)) from None
+            first, last = instants[[0, -1]].tolist()
+            why = f"{error}; the clip is of {first:.3f} to {last:.3f} s"
+            raise self.bad(why) from None
         return torch.as_tensor(self.view.pixels(torch.from_numpy(frames)))
 
     def boxes(self) -> Tensor:
