@@ -64,7 +64,7 @@ def test_of_good_files_only_their_number_is_odd(folder):
     found = looks()
     assert states(found) == {"annotations": "warn"}
     told = {check: look.finding.found for check, look in found.items()}
-    assert told["annotations"].startswith("48 train, 16 validation, 33 actions")
+    assert told["annotations"].startswith("48 train, 16 validation, 39 actions")
     assert "67,217 train, 9,668 validation, 3,806 actions" in found["annotations"].finding.fix
     assert told["footage"] == f"8 of 8 videos, videos; 8 of the 9 of {VIDEO_INFO}"
     assert told["clips"] == "3 of 3 can be read, one of each participant"
