@@ -234,6 +234,18 @@ def test_a_broken_annotation_file_is_an_error_that_says_where(tmp_path, broken):
         Annotations.read(tmp_path)
 
 
+def test_a_list_of_actions_settles_their_order_and_must_have_those_that_occur(tmp_path):
+    bench.write_annotations(tmp_path)
+    occurring = Annotations.read(tmp_path).actions
+    file, head = tmp_path / annotations.PAIRS, ["id", "verb", "noun", "action"]
+    listed = [(96, 299), *occurring[::-1]]
+    bench.write_csv(file, head, [(n, *pair, "x") for n, pair in enumerate(listed)])
+    assert Annotations.read(tmp_path).actions == tuple(listed)
+    bench.write_csv(file, head, [(n, *pair, "x") for n, pair in enumerate(listed[:-2])])
+    with pytest.raises(ValueError, match=r"actions\.csv: lacks 2 pairs"):
+        Annotations.read(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

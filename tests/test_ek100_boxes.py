@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from harness.data.ek100 import boxes as boxes_module
 from harness.data.ek100 import linking
-from harness.data.ek100.boxes import Boxes, frame_numbers, native_fps
+from harness.data.ek100.boxes import Boxes
 from harness.data.ek100.detections import Detections, message_class, read
+from harness.data.ek100.numbers import frame_numbers, nominal_fps
 
 LEFT, RIGHT = 0, 1
 CUP = (0.5, 0.5, 0.7, 0.8)
@@ -250,7 +251,8 @@ def test_where_boxes_overlap_with_several_the_sum_of_overlaps_is_largest():
 
 
 def seconds(*frames: int, fps: int = 60) -> np.ndarray:
-    return np.array(frames) / fps
+    """Instants of the frames of those numbers."""
+    return (np.array(frames) - 1) / fps
 
 
 HANDS = [(LEFT, 0.9, (0.0, 0.5, 0.25, 1.0)), (RIGHT, 0.8, (0.5, 0.5, 1.0, 1.0))]
@@ -299,17 +301,17 @@ def test_boxes_leave_within_the_frame_and_small_ones_take_no_slot(tmp_path):
     assert not clip[0, [0, 1, 3]].any()
 
 
-def test_frames_are_counted_by_the_nominal_rate_and_as_the_annotations_do():
-    assert (native_fps("P01_01"), native_fps("P01_101")) == (60, 50)
-    assert frame_numbers("P01_01", np.array([0.0, 0.01, 0.35, 1.0, 1.019])).tolist() == [
-        1, 1, 21, 60, 61
+def test_boxes_are_those_of_the_image_that_is_shown():
+    assert (nominal_fps("P01_01"), nominal_fps("P01_101")) == (60, 50)
+    assert frame_numbers("P01_01", np.array([0.0, 0.008, 0.01, 1.0, 1.019])).tolist() == [
+        1, 1, 2, 61, 62
     ]  # fmt: skip
     for video_name in ("P01_01", "P01_101"):
         frames = np.arange(1, 200_000)
-        times = frames / native_fps(video_name)
+        times = (frames - 1) / nominal_fps(video_name)
         assert (frame_numbers(video_name, times) == frames).all()
-    with pytest.raises(ValueError, match="'cup' is not the name of a video"):
-        native_fps("cup")
+    with pytest.raises(ValueError, match="'cup' is not a video's name"):
+        nominal_fps("cup")
 
 
 @pytest.fixture

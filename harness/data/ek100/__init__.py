@@ -184,7 +184,7 @@ class Ek100(Dataset):
             parts[name],
             replace(self.annotations, train=(), validation=()),  # this is sent to workers
             self.layout if self._sees("video") else None,
-            Boxes.open(own.boxes, own.scratch),
+            Boxes.open(own.boxes if self._sees("video") else None, own.scratch),
             self._questions(parts[name]) if self._sees("text") else None,
             self.views if name == "test" else 1,
         )

@@ -111,21 +111,22 @@ def _read(folder: Path, names: tuple[str, ...], _stamps: tuple[int, ...]) -> Ann
             f"{folder / VALIDATION}: {min(shared)} and {len(shared) - 1} more narration ids are in "
             f"{TRAIN} too"
         )
+    occurring = actions_of((s.verb, s.noun) for s in (*train, *validation))
+    actions = _listed(folder / PAIRS) if PAIRS in names else occurring
+    if lacking := set(occurring) - set(actions):
+        raise ValueError(
+            f"{folder / PAIRS}: lacks {len(lacking)} pairs of verb and noun that occur, e.g. "
+            f"{min(lacking)}; without this file they are counted from the annotations"
+        )
     return Annotations(
         train,
         validation,
         frozenset(_column(folder / TAIL_VERBS, "verb", _class(VERBS))),
         frozenset(_column(folder / TAIL_NOUNS, "noun", _class(NOUNS))),
         frozenset(_column(folder / UNSEEN, "participant_id", str)),
-        _listed(folder / PAIRS)
-        if PAIRS in names
-        else actions_of((s.verb, s.noun) for s in (*train, *validation)),
+        actions,
         digest.hexdigest(),
     )
-
-
-def _occurring(found: Iterable[Segment]) -> tuple[Pair, ...]:
-    return actions_of((segment.verb, segment.noun) for segment in found)
 
 
 def actions_of(pairs: Iterable[Pair]) -> tuple[Pair, ...]:

@@ -12,16 +12,13 @@ and leave as (T, O, 4): x0 y0 x1 y1, shares of the native full frame in [0, 1], 
 none. The slots O are the right hand, the left hand, then objects in the order in which they first
 appear in the clip. The official files of P01_109 and P27_103 are wrong, see `detections`.
 
-A moment of a video is one of its frames by the nominal rate, 60 per second, or 50 where the number
-of the video has three digits; frames are numbered from 1, and rounded down as in the annotations,
-whose `start_frame` is max(1, floor(60 seconds)).
+The boxes of an instant are those on the published image of it (`numbers`).
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from contextlib import suppress
@@ -34,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.ek100 import detections, linking
+from harness.data.ek100.numbers import frame_numbers
 from harness.files import lock_within, write_atomic
 
 LOG = logging.getLogger(__name__)
@@ -52,22 +50,6 @@ LINKING_SECONDS = 600.0
 
 Rows = NDArray[np.float64]
 """(n, 5): x0, y0, x1, y1, id of the boxes of one frame"""
-
-
-def native_fps(video: str) -> int:
-    """Frames per second that the published frames and boxes of `P01_01` (60) or `P01_101` (50)
-    are numbered by."""
-    number = re.fullmatch(r"P\d\d_(\d{2,3})", video)
-    if not number:
-        raise ValueError(f"{video!r} is not the name of a video, such as P01_01 or P01_101")
-    return 60 if len(number[1]) == 2 else 50
-
-
-def frame_numbers(video: str, seconds: NDArray[Any]) -> NDArray[np.int64]:
-    """Moments (T,) of a video, in seconds, -> its frames (T,), from 1."""
-    # The addend keeps 0.35 s * 60, or a frame's own time, from being rounded to the frame before.
-    exact = np.asarray(seconds, np.float64) * native_fps(video) + 1e-6
-    return np.maximum(1, np.floor(exact)).astype(np.int64)
 
 
 class Reader(Protocol):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,20 +23,12 @@ from av.error import FFmpegError
 
 from harness.data.ek100.crop import Crop
 from harness.data.ek100.footage import OVERRUN_SECONDS, Floats, Footage, Pixels, Unreadable
+from harness.data.ek100.numbers import frame_numbers, nominal_fps
 from harness.data.ek100.resize import Resizer
 from harness.data.ek100.tars import TarIndex, tar_index
 
 END = b"\xff\xd9"
 """the marker at the end of a JPEG; what the decoder makes of a cut one has grey below"""
-NUMBERED = re.compile(r"P\d\d_(\d{2,3})")
-
-
-def nominal_fps(video: str) -> int:
-    """Frames per second of a video's published images. Raises ValueError for other names."""
-    found = NUMBERED.fullmatch(video)
-    if not found:
-        raise ValueError(f"{video}: not a video's name like P01_01 or P01_101: rate unknown")
-    return 60 if len(found[1]) == 2 else 50
 
 
 class Images(Footage):
@@ -82,8 +73,9 @@ class Images(Footage):
     def _read(self, moments: Floats, crop: Crop | None, out: Pixels) -> None:
         resize = Resizer(self.video, crop, (out.shape[1], out.shape[2]))
         before = None
-        for row, moment in enumerate(moments.tolist()):
-            number = self._number(moment)
+        numbers = frame_numbers(self.video, moments, self.first).tolist()
+        for row, (moment, wanted) in enumerate(zip(moments.tolist(), numbers, strict=True)):
+            number = self._number(moment, wanted)
             if number == before:
                 out[row] = out[row - 1]
                 continue
@@ -93,10 +85,9 @@ class Images(Footage):
                 raise self.bad(moment, f"image {number}: {_cause(error)}") from None
             before = number
 
-    def _number(self, moment: float) -> int:
-        """Number of the image of an instant; of the last one if that is a little over the end."""
+    def _number(self, moment: float, number: int) -> int:
+        """That of the image of an instant; of the last one if that is a little over the end."""
         second = math.ceil(OVERRUN_SECONDS * self.fps)
-        number = math.ceil(moment * self.fps - 0.5) + self.first  # of two as near, the earlier
         if self.has(number):
             return number
         if any(self.has(later) for later in range(number + 1, number + 1 + second)):
