@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -108,3 +111,13 @@ def make(folder: Path) -> Path:
         "    questions: questions.jsonl\n    predicted_questions: predicted.jsonl\n"
     )
     return folder
+
+
+def harness(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """`harness WORDS` in `folder`."""
+    root = Path(__file__).resolve().parents[1]
+    return subprocess.run(
+        [sys.executable, "-m", "harness.cli", *map(str, words)],
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True,
+        timeout=900,
+    )  # fmt: skip

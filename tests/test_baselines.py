@@ -1,10 +1,7 @@
 """Published checkpoints scored as they are: from sweep file to gate, and what other tables say."""
 
 import csv
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,14 +104,6 @@ def share(verb=None, noun=None) -> float:
     )
 
 
-def harness(folder, *words):
-    return subprocess.run(
-        [sys.executable, "-m", "harness.cli", *map(str, words)],
-        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-        timeout=600,
-    )  # fmt: skip
-
-
 LATER = """
 report: {table: later, title: "Later", metrics: [verb_marginal_top1, noun_top1]}
 base:
@@ -152,16 +141,16 @@ def test_the_baselines_are_scored_and_the_gate_is_told_here_and_in_later_tables(
     }
     told = [f"runs.{row}.published.{m}={v}" for row, of in published.items() for m, v in of.items()]
     words = [f"--set={setting}" for setting in (*small(folder), *told)]
-    done = harness(folder, "sweep", BASELINES, "--launcher=inline", *words)
+    done = bench.harness(folder, "sweep", BASELINES, "--launcher=inline", *words)
     assert done.returncode == 0, done.stderr
     (folder / "later.yaml").write_text(LATER)
-    done = harness(folder, "sweep", "later.yaml", "--launcher=inline")
+    done = bench.harness(folder, "sweep", "later.yaml", "--launcher=inline")
     assert done.returncode == 0, done.stderr
     store = Store(folder / "runs")
     runs = {r["row"]: r["run_id"] for record in store.sweeps() for r in record["runs"]}
     assert runs["same"] == runs["vit_b"]
 
-    said = harness(folder, "report")
+    said = bench.harness(folder, "report")
     assert said.returncode == 0, said.stderr
     with open(folder / "runs" / "report" / "baselines-ek100.csv") as lines:
         found = {row["row"]: row for row in csv.DictReader(lines)}

@@ -1,8 +1,5 @@
 """EPIC-Kitchens-100 from rows of the real schema and stamped footage: what a sample shows, when."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import ek100_bench as bench
@@ -283,14 +280,6 @@ SMALL = [
 ]  # fmt: skip
 
 
-def harness(folder, *words):
-    return subprocess.run(
-        [sys.executable, "-m", "harness.cli", *map(str, words)],
-        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-        timeout=900,
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("table", ["table1", "table2"])
 def test_the_papers_tables_are_run_on_it_from_end_to_end(folder, table):
     """Recognition by every backbone, ORViT with boxes and two clips; anticipation with three
@@ -304,9 +293,9 @@ def test_the_papers_tables_are_run_on_it_from_end_to_end(folder, table):
     more = ["data.options.test_clips=1"] if table == "table1" else []
     words = [f"--set={setting}" for setting in [*settings, *more]]
     file = ROOT / "sweeps" / f"{table}.yaml"
-    done = harness(folder, "sweep", file, "--preset=ek100", "--launcher=inline", *words)
+    done = bench.harness(folder, "sweep", file, "--preset=ek100", "--launcher=inline", *words)
     assert done.returncode == 0, done.stderr
-    said = harness(folder, "report", table, "--preset=ek100")
+    said = bench.harness(folder, "report", table, "--preset=ek100")
     assert said.returncode == 0, said.stderr
     store = Store(folder / "runs")
     (record,) = [one for one in store.sweeps() if one["name"] == table]
