@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from statistics import median
 
@@ -48,7 +49,7 @@ def _like(spec: RunSpec) -> str:
     """What runs of equal duration have in common: all but the seed, rates, and needed weights."""
     plain = spec.model_dump(mode="json", exclude={"seed", "needs", "fingerprint"})
     plain["train"].pop("peak_lr", None)
-    return repr(plain)
+    return json.dumps(plain, sort_keys=True)
 
 
 def _measured(store: Store) -> dict[str, float]:
