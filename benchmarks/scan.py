@@ -5,8 +5,9 @@ Run: pip install -e ".[bench]" && python benchmarks/scan.py [--figure docs/scan.
 Peers: `mambapy`, and the slow path of Hugging Face's Mamba (`hf`), both called by the function of
 `transformers` that chooses between them; `reference` is the plain loop of `fusions.scan`, and
 `attention` torch's own over the same tokens, 12 heads. Repetitions are interleaved in one process,
-the least of each counts, so that the noise of a shared machine cancels in the ratios. Memory is the
-peak of a process of its own, over what it held before the call.
+the least of each counts, so that the noise of a shared machine cancels in the ratios; a repetition
+is as many calls in a row as fill 0.2 s, and their mean, as `timeit` has it. Memory is
+the peak of a process of its own, over what it held before the call.
 
 The bound is that of the arithmetic: the exponential of `fusions.scan.kernels`, measured alone, for
 every state and token.
@@ -15,6 +16,7 @@ every state and token.
 from __future__ import annotations
 
 import argparse
+import math
 import subprocess
 import sys
 import time
@@ -37,6 +39,8 @@ B, D, N = 8, 768, 16
 HEADS = 12
 REPEATS, SECONDS = 5, 10.0
 """rounds at least, and how long to go on: short calls need many to meet a quiet moment"""
+BLOCK_MS = 200.0
+"""how long a repetition lasts, in calls one after another, or one call that takes longer"""
 QUADRATIC = ("hf",)
 """their backward pass takes time in the square of L: run up to L = 197 only"""
 
@@ -83,18 +87,25 @@ def both(call: Call, parts: list[Tensor]) -> None:
 
 
 def least_ms(calls: dict[str, Callable[[], None]], repeats: int = REPEATS) -> dict[str, float]:
-    """Least time of each, taken in turn; a first round is not counted."""
-    found: dict[str, float] = {}
+    """Least time of each, taken in turn, after a call to compile and two that tell how long."""
+    for call in calls.values():
+        call()
+    counts = {name: max(1, round(BLOCK_MS / _ms(call, 2))) for name, call in calls.items()}
+    found = dict.fromkeys(calls, math.inf)
     begun, rounds = time.perf_counter(), 0
-    while rounds <= repeats or time.perf_counter() - begun < SECONDS:
+    while rounds < repeats or time.perf_counter() - begun < SECONDS:
         for name, call in calls.items():
-            started = time.perf_counter()
-            call()
-            spent = 1e3 * (time.perf_counter() - started)
-            if rounds:
-                found[name] = min(found.get(name, spent), spent)
+            found[name] = min(found[name], _ms(call, counts[name]))
         rounds += 1
     return found
+
+
+def _ms(call: Callable[[], None], count: int) -> float:
+    """Mean time of `count` calls."""
+    started = time.perf_counter()
+    for _ in range(count):
+        call()
+    return 1e3 * (time.perf_counter() - started) / count
 
 
 PROBED = 1 << 24

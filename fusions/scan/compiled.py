@@ -8,7 +8,6 @@ is half a tensor (B, L, D) whatever N is; backward computes the states between a
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from importlib.util import find_spec
 
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from fusions.scan import chunked, pages, threads
 
-LOG2_E = math.log2(math.e)
 BLOCK_STATES = 4096
 """states (channels x N) of a block of the backward pass at most: with their past 1 MB for N 16"""
 WIDEST, NARROWEST = 256, 32
@@ -88,11 +86,10 @@ def kept_shape(B: int, L: int, D: int, N: int) -> tuple[int, ...]:
 
 def _inputs(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, ...]:
     """As the kernels take them."""
-    x, dt, B, C = (t.contiguous() for t in (x, dt, B, C))
-    return x, dt, (A * LOG2_E).T.contiguous(), B, C
+    return tuple(t.contiguous() for t in (x, dt, A, B, C))
 
 
 def works_on(x: Tensor) -> bool:
     """Whether kernels can be used for a tensor like this."""
-    fits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    fits = x.is_cpu and x.dtype in (torch.float32, torch.float64)
     return fits and x.numel() > 0 and available()

@@ -33,7 +33,7 @@ EXACT = {"fastmath": {"contract", "nsz"}, "forceinline": True}
 INLINE = {"fastmath": FAST, "forceinline": True, "error_model": "numpy"}
 KERNEL = {"fastmath": FAST, "error_model": "numpy", "cache": True, "nogil": True}
 
-LN2 = math.log(2)
+LN2, LOG2_E = math.log(2), math.log2(math.e)
 EXP2 = (1, 0.6931472029, 0.2402264791, 5.550332e-2, 9.618437e-3, 1.339887e-3, 1.535336e-4)
 """2 to the r for |r| <= 1/2; 8e-8 off at most"""
 ROUND = np.float32(1.5 * 2**23)
@@ -130,16 +130,16 @@ def _copy(to, source, width):
 
 
 @njit(**INLINE)
-def _load_rates(state, rate):
+def _load_rates(state, A):
     """Fill the row RATE; return the dt below which `exp2` holds for all of them."""
-    least, fine = rate[0, 0] * 0, True
-    for n in range(rate.shape[0]):
-        for w in range(rate.shape[1]):
-            a = rate[n, w]
+    f = A.dtype.type
+    least, fine = f(0), True
+    for w in range(A.shape[0]):
+        for n in range(A.shape[1]):
+            a = A[w, n] * f(LOG2_E)
             state[n, RATE, w] = a
             least = min(least, a)
             fine &= a <= 0
-    f = rate.dtype.type
     return f(126) / max(-least, f(1e-30)) if fine else f(0)
 
 
@@ -179,16 +179,16 @@ _step_zoh = _stepper(exp2_any, True)
 
 
 @njit(**KERNEL)
-def forward(first, last, x, dt, rate, B, C, zoh, y, kept, every, group):
+def forward(first, last, x, dt, A, B, C, zoh, y, kept, every, group):
     """Do the jobs `first` to `last` of groups of `group` blocks x batch.
 
     Fill y (B, L, D), and kept (B, chunks - 1, N, D), if it is not empty, with the state after each
-    `every` tokens but the last. rate is A log2(e), (N, D). All are contiguous. zoh is True or None,
-    so that numba compiles one rule only. The blocks of a group take each token together: what they
-    read lies side by side, and the processor fetches ahead.
+    `every` tokens but the last. All are contiguous. zoh is True or None, so that numba compiles one
+    rule only. The blocks of a group take each token together: what they read lies side by side, and
+    the processor fetches ahead.
     """
     batch, length, channels = x.shape
-    size, loaded = len(rate), -1
+    size, loaded = A.shape[1], -1
     lane = np.empty((3, LANES), x.dtype)
     states = np.zeros((group, size, 2, LANES), x.dtype)
     far = np.empty(group, x.dtype)
@@ -200,7 +200,7 @@ def forward(first, last, x, dt, rate, B, C, zoh, y, kept, every, group):
         for i in range(blocks):
             if which != loaded:
                 d = left + i * LANES
-                far[i] = _load_rates(states[i], rate[:, d : d + LANES])
+                far[i] = _load_rates(states[i], A[d : d + LANES])
         loaded = which
         for t in range(length):
             B_t, C_t = B[b, t], C[b, t]
@@ -276,14 +276,14 @@ _back, _back_zoh = _reverser(False), _reverser(True)
 
 
 @njit(**KERNEL)
-def backward(first, last, x, dt, rate, B, C, zoh, gy, kept, every, block, gx, gdt, gA, gB, gC):
+def backward(first, last, x, dt, A, B, C, zoh, gy, kept, every, block, gx, gdt, gA, gB, gC):
     """Do the jobs `first` to `last` of batch x parts.
 
     Fill gx, gdt (B, L, D), and add to gA (B, N, D) and gB, gC (parts, B, L, N). Each part has its
     share of the blocks. The sums over samples and parts are the caller's.
     """
     _, length, channels = x.shape
-    size, parts = len(rate), len(gB)
+    size, parts = A.shape[1], len(gB)
     blocks = (channels + block - 1) // block
     state = np.empty((size, 3, block), x.dtype)
     past = np.empty((min(every, length) + 1, size, 2, block), x.dtype)
@@ -292,7 +292,7 @@ def backward(first, last, x, dt, rate, B, C, zoh, gy, kept, every, block, gx, gd
         b, part = job // parts, job % parts
         for d in range(blocks * part // parts * block, blocks * (part + 1) // parts * block, block):
             width = min(block, channels - d)
-            far = _load_rates(state, rate[:, d : d + width])
+            far = _load_rates(state, A[d : d + width])
             state[:, ADJOINT:] = 0
             for chunk in range((length - 1) // every, -1, -1):
                 start = chunk * every
