@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -10,6 +11,9 @@ from fractions import Fraction
 from pathlib import Path
 
 from ek100_footage import RATES, make_video
+
+from harness.data.ek100.detections import RIGHT, message_class
+from harness.data.ek100.numbers import nominal_fps
 
 COLUMNS = (
     *("narration_id", "participant_id", "video_id", "narration_timestamp", "start_timestamp"),
@@ -100,14 +104,46 @@ def write_questions(file: Path, of: Iterable[list[object]]) -> Path:
     return file
 
 
+def record(frame: int, objects=(), hands=()) -> bytes:
+    """One frame as it is published; `hands` are (side, score, box)."""
+    message = message_class()(video_id="P01_01", frame_number=frame)
+    for side, score, box in hands:
+        hand = message.hands.add(side=side, score=score, state=3)
+        hand.bbox.left, hand.bbox.top, hand.bbox.right, hand.bbox.bottom = box
+        hand.object_offset.x = 0.25
+    for box in objects:
+        found = message.objects.add(score=0.01)
+        found.bbox.left, found.bbox.top, found.bbox.right, found.bbox.bottom = box
+    return message.SerializeToString()
+
+
+def write_records(path: Path, records: list[bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps(records))
+    return path
+
+
+def write_boxes(root: Path) -> Path:
+    """The hand-object detections of every video: a hand over a thing that moves to the right."""
+    for video in RATE:
+        records = []
+        for frame in range(1, int(SECONDS * nominal_fps(video)) + 1):
+            x = 0.1 + 0.04 * frame / nominal_fps(video)
+            thing, hand = (x, 0.3, x + 0.4, 0.7), (x + 0.2, 0.5, x + 0.5, 0.9)
+            records.append(record(frame, [thing], [(RIGHT, 0.9, hand)]))
+        write_records(root / video.split("_")[0] / f"{video}.pkl", records)
+    return root
+
+
 def make(folder: Path) -> Path:
     """All of it below `folder`, and a site file that says where."""
     write_annotations(folder / "annotations")
     write_footage(folder / "footage")
+    write_boxes(folder / "boxes")
     write_questions(folder / "questions.jsonl", rows_of((*TRAIN, *TEST)))
     write_questions(folder / "predicted.jsonl", rows_of((*TRAIN, *TEST)))
     (folder / "harness.site.yaml").write_text(
-        "data:\n  ek100:\n    annotations: annotations\n    footage: footage\n"
+        "data:\n  ek100:\n    annotations: annotations\n    footage: footage\n    boxes: boxes\n"
         "    questions: questions.jsonl\n    predicted_questions: predicted.jsonl\n"
     )
     return folder

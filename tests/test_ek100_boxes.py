@@ -13,37 +13,19 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from ek100_bench import record
+from ek100_bench import write_records as write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.data.ek100 import boxes as boxes_module
 from harness.data.ek100 import linking
 from harness.data.ek100.boxes import Boxes
-from harness.data.ek100.detections import Detections, message_class, read
+from harness.data.ek100.detections import LEFT, RIGHT, Detections, message_class, read
 from harness.data.ek100.numbers import frame_numbers, nominal_fps
 
-LEFT, RIGHT = 0, 1
 CUP = (0.5, 0.5, 0.7, 0.8)
 KNIFE = (0.1, 0.1, 0.3, 0.25)
-
-
-def record(frame: int, objects=(), hands=()) -> bytes:
-    """One frame as it is published; `hands` are (side, score, box)."""
-    message = message_class()(video_id="P01_01", frame_number=frame)
-    for side, score, box in hands:
-        hand = message.hands.add(side=side, score=score, state=3)
-        hand.bbox.left, hand.bbox.top, hand.bbox.right, hand.bbox.bottom = box
-        hand.object_offset.x = 0.25
-    for box in objects:
-        found = message.objects.add(score=0.01)
-        found.bbox.left, found.bbox.top, found.bbox.right, found.bbox.bottom = box
-    return message.SerializeToString()
-
-
-def write(path: Path, records: list[bytes]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(pickle.dumps(records))
-    return path
 
 
 def video(frames: list[list[tuple]]) -> Detections:
