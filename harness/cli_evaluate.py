@@ -127,9 +127,12 @@ def _submission(
     said: Predictions, challenge: str, levels: tuple[int, int, int] | None, actions: str | None
 ) -> Submission:
     from harness.config import ConfigError
-    from harness.data.ek100.submission import Submission, best_of_head, best_of_pairs
+    from harness.data.ek100.submission import Submission, best_of_head, best_of_pairs, summed
 
-    verb, noun = said.logits["verb"], said.logits["noun"]
+    if "verb" in said.logits or said.actions is None:
+        verb, noun = said.logits["verb"], said.logits["noun"]
+    else:
+        verb, noun = summed(said.logits["action"], said.actions)
     has_head = "action" in said.logits and said.actions is not None
     if actions == "head" and not has_head:
         raise ConfigError("--actions: head: the predictions hold no head over actions")

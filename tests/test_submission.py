@@ -372,7 +372,8 @@ def test_one_file_of_segments_is_scored_overall(folder, tmp_path, monkeypatch, c
     assert out.splitlines()[0].split() == ["metric", "rule", "overall"]
 
 
-def test_own_predictions_bring_their_truth_and_their_head(folder, tmp_path, monkeypatch, capsys):
+def with_head(folder):
+    """Truth, and predictions whose head over actions is right but for the first segment."""
     train_on(folder, *((9, n) for n in range(99)))
     truth = read_truth(folder)
     whole = against(said_of(truth), truth, Path())
@@ -381,11 +382,39 @@ def test_own_predictions_bring_their_truth_and_their_head(folder, tmp_path, monk
     action = np.array([places[pair] for pair in pairs])
     head = np.eye(len(truth.actions), dtype=np.float32)[action] * 5
     head[0] = -head[0]
-    whole = replace(
-        whole,
-        targets={**whole.targets, "action": action},
-        logits={**whole.logits, "action": head},
-    )
+    targets = {**whole.targets, "action": action}
+    return truth, replace(whole, targets=targets, logits={**whole.logits, "action": head})
+
+
+def test_a_head_over_actions_alone_is_scored_and_its_sums_are_submitted(
+    folder, tmp_path, monkeypatch, capsys
+):
+    truth, whole = with_head(folder)
+    logits = {"action": whole.logits["action"]}
+    file, zipped = tmp_path / "predictions.npz", tmp_path / "s.zip"
+    write_predictions(file, replace(whole, targets={}, logits=logits))
+    words = ("--annotations", folder, "--submission", zipped)
+    code, out, err = evaluate(monkeypatch, capsys, file, *words)
+    assert code == 0, err
+    assert cell(out, "action top-1", "joint3806", "overall") == round(100 * 11 / 12, 1)
+    assert "action top-1  pair" not in out
+    told = content(zipped)["results"][str(truth.ids[1])]
+    probabilities = np.exp(logits["action"][1]) / np.exp(logits["action"][1]).sum()
+    for side, name in enumerate(("verb", "noun")):
+        best = int(truth.targets[name][1])
+        mine = probabilities[truth.actions[:, side] == best].sum()
+        assert told[name][str(best)] == max(told[name].values()) == pytest.approx(np.log(mine))
+        never = set(range(len(told[name]))) - set(truth.actions[:, side].tolist())
+        least = min(value for key, value in told[name].items() if int(key) not in never)
+        assert all(told[name][str(one)] == pytest.approx(least - 1) for one in never)
+    write_predictions(file, replace(whole, targets={}, logits=logits, actions=None))
+    (folder / "EPIC_100_train.csv").unlink()
+    code, _, err = evaluate(monkeypatch, capsys, file, *words)
+    assert (code, "which they are is not known" in err) == (2, True), err
+
+
+def test_own_predictions_bring_their_truth_and_their_head(folder, tmp_path, monkeypatch, capsys):
+    truth, whole = with_head(folder)
     file = tmp_path / "predictions.npz"
     write_predictions(file, whole)
     assert (read_predictions(file).actions == truth.actions).all()

@@ -47,9 +47,11 @@ def read_results(path: Path) -> Predictions:
 def against(said: Predictions, truth: Truth, path: Path) -> Predictions:
     """`said` in the order of the annotations, with their classes, shares and actions.
 
-    Raises ConfigError unless it has exactly their segments and 97 and 300 scores of each.
+    Raises ConfigError unless it has exactly their segments, and of each 97 and 300 scores, or those
+    of a head over actions.
     """
-    for name, classes in (("verb", VERBS), ("noun", NOUNS)):
+    alone = "action" in said.logits and not said.logits.keys() & {"verb", "noun"}
+    for name, classes in () if alone else (("verb", VERBS), ("noun", NOUNS)):
         if name not in said.logits or said.logits[name].shape[1] != classes:
             found = {key: value.shape[1] for key, value in said.logits.items()}
             raise ConfigError(f"{path}: needs {classes} scores of {name}, has classes {found}")
@@ -59,11 +61,15 @@ def against(said: Predictions, truth: Truth, path: Path) -> Predictions:
         raise ConfigError(str(error)) from None
     actions = said.actions if said.actions is not None else truth.actions
     targets = dict(truth.targets)
-    if "action" in said.logits and targets and actions is not None:
+    if alone and actions is None:
+        raise ConfigError(f"{path}: a head over actions alone; which they are is not known")
+    if "action" in said.logits and actions is not None:
         heads = said.logits["action"].shape[1]
         if heads != len(actions):
             raise ConfigError(f"{path}: a head over {heads} actions, where {len(actions)} exist")
-        targets["action"] = _places(actions, targets["verb"], targets["noun"], truth, path)
+        if targets:
+            targets["action"] = _places(actions, targets["verb"], targets["noun"], truth, path)
+    targets = {name: value for name, value in targets.items() if name in said.logits}
     logits = {name: value[order] for name, value in said.logits.items()}
     return Predictions(truth.ids, truth.groups, truth.subsets, targets, logits, actions)
 

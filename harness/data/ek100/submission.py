@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 import numpy.typing as npt
 
-from harness.actions import CHUNK, Floats, Ints, best_pairs
+from harness.actions import CHUNK, Floats, Ints, best_pairs, marginals
 from harness.config import ConfigError
 from harness.data.ek100.annotations import NOUNS, VERBS
 from harness.data.ek100.truth import Truth, order_of
@@ -53,6 +53,17 @@ def best_of_head(logits: Floats, actions: Ints) -> BestActions:
         best[start : start + CHUNK] = order[:, :BEST_ACTIONS]
     pairs = actions[best]
     return BestActions(pairs[..., 0], pairs[..., 1], np.take_along_axis(logits, best, axis=1))
+
+
+def summed(logits: Floats, actions: Ints) -> tuple[Floats, Floats]:
+    """Scores of verbs and nouns by a head over `actions` (A, 2) alone: logarithms of sums of its
+    probabilities. Classes that no action has get less than the least of the others."""
+    found = marginals(logits, actions, VERBS, NOUNS)
+    for said in found:
+        never = said == -np.inf
+        least = np.min(said, axis=1, keepdims=True, where=~never, initial=0.0)
+        np.copyto(said, least - 1, where=never)
+    return found
 
 
 @dataclass(frozen=True)
