@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harness.config import Config, ConfigError, Node, kind_of, no_such_key, overlay, undot, validate
 from harness.evaluate import metric_names
@@ -40,13 +40,19 @@ class ReportSpec(Config):
     metrics: list[str] = []
     """columns, e.g. `verb_top1`; names as in a run's result. None: a table of cost"""
     subsets: list[str] = []
-    """shares of the test split also reported by themselves; their ratio, second to first, is the
-    fusion score"""
+    """shares of the test split also reported by themselves"""
+    fusion_score: bool = False
+    """of two `subsets`: also the ratio of the second's scores to the first's"""
     notes: list[str] = []
     """printed under the table"""
     gate: float | None = Field(default=None, gt=0)
-    """points by which a row may differ from what it has `published` and pass; the table then shows
-    both, and the tables of other sweeps on the same data say whether their encoders passed"""
+    """points by which a row may differ from its `published` numbers and pass; both are shown"""
+
+    @model_validator(mode="after")
+    def _two(self) -> Self:
+        if self.fusion_score and len(self.subsets) != 2:
+            raise ValueError(f"fusion_score compares two subsets, here are {len(self.subsets)}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -167,9 +173,8 @@ def _metric_problems(
     numbers = any(run.published for run in runs)
     if report.gate is not None:
         at = node.at(["gate"]).where
-        wrong = (
-            [] if numbers or not runs else [f"{at}: report.gate: no row has `published` numbers"]
-        )
+        lacking = [f"{at}: report.gate: no row has `published` numbers"]
+        wrong = [] if numbers or not runs else lacking
         if report.metrics or report.subsets:
             wrong.append(f"{where}: report.metrics: with a gate it is what the rows have published")
         return wrong

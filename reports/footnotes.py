@@ -175,13 +175,18 @@ def _reading(report: ReportSpec, rows: Sequence[Row]) -> Iterator[str]:
             "follows from the tables the data are drawn from; for the action of a stream alone and "
             "of additive heads, verb and noun break ties independently."
         )
-    if len(report.subsets) == 2:
-        first, second = (name.replace("_", " ") for name in report.subsets)
-        yield (
-            f"Columns {first} and {second} are means over seeds. Fusion score: {second} score "
-            f"relative to the {first} score, mean over the metrics; 1 fuses, 0.5 adds. Read it "
-            f"beside the score: a model that ignores a stream can have 1 too."
-        )
+    if report.subsets:
+        names = " and ".join(name.replace("_", " ") for name in report.subsets)
+        one = len(report.subsets) == 1
+        note = f"Column{'' if one else 's'} {names} {'holds' if one else 'are'} means over seeds."
+        if report.fusion_score:
+            first, second = (name.replace("_", " ") for name in report.subsets)
+            note += (
+                f" Fusion score: {second} score relative to the {first} score, mean over the "
+                "metrics; 1 fuses, 0.5 adds. Read it beside the score: a model that ignores a "
+                "stream can have 1 too."
+            )
+        yield note
 
 
 def _unreadable(store: Store, rows: Sequence[Row]) -> Iterator[str]:

@@ -57,8 +57,8 @@ def results_table(
         columns.insert(1, _information_column())
     if any(row.ceiling(metric) is not None for row in rows for metric in report.metrics):
         columns.append(_ceiling_column(report))
-    if len(report.subsets) == 2:
-        columns += [_subset_column(report, subset) for subset in report.subsets]
+    columns += [_subset_column(report, subset) for subset in report.subsets]
+    if report.fusion_score:
         columns.append(_fusion_score_column(report))
     columns += [cost_column("Params (M)", "params_m"), cost_column("GFLOPs", "gflops")]
     if any(published(report.table, row.paper) for row in rows):
@@ -189,7 +189,10 @@ def _targets(metrics: Sequence[str]) -> str:
 
 
 def subset_metrics(report: ReportSpec) -> list[str]:
-    """Metrics that are also shown by subset: all but the action, which is two of them at once."""
+    """Metrics that are also shown by subset; for a fusion score all but the action, which is two of
+    them at once."""
+    if not report.fusion_score:
+        return list(report.metrics)
     return [m for m in report.metrics if target_of(m) != "action"] or list(report.metrics)
 
 

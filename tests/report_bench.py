@@ -18,6 +18,7 @@ KITCHEN = {
     "title": "Table 3. Fusion heads",
     "metrics": ["verb_top1", "noun_top1", "action_top1"],
     "subsets": ["one_handed", "two_handed"],
+    "fusion_score": True,
     "notes": ["A note of the sweep with 100% & more_words."],
 }
 WATCH = {"table": "watch", "title": "Watch", "metrics": ["label_top1"]}

@@ -255,7 +255,9 @@ def test_a_metric_that_no_run_has_is_refused(bench, tmp_path):
     shutil.copytree(bench.store.root, tmp_path / "runs")
     other = Bench(Store(tmp_path / "runs"))
     other.plan("mlp", "MLP", kitchen_spec("mlp", 0))
-    other.write_sweep("mine", "demo", {**KITCHEN, "metrics": ["verb_top11"], "subsets": []})
+    other.write_sweep(
+        "mine", "demo", {**KITCHEN, "metrics": ["verb_top11"], "subsets": [], "fusion_score": False}
+    )
     with pytest.raises(ConfigError, match=r"unknown metric 'verb_top11'. Did you mean 'verb_top1'"):
         other.report(tmp_path / "out", sweeps=["mine"])
 
