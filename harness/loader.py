@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
@@ -26,6 +27,10 @@ NEIGHBOURS = 20
 """samples that are tried, one after another, in the place of one that cannot be read"""
 AHEAD = 2
 """batches that each worker reads ahead"""
+LOOK = 5.0
+"""seconds after which to see whether the workers are alive, while no batch comes"""
+SILENCE = 1800.0
+"""seconds to wait for a batch: a worker that reads from a mount that is gone waits for ever"""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Fetched:
 
 
 class WorkerLost(RuntimeError):
-    """A worker process ended before its work was done."""
+    """A worker process ended before its work was done, or fell silent."""
 
 
 class Loader:
@@ -73,7 +78,7 @@ class Loader:
         """The batches, in order, but for those outside training of which nothing can be read.
 
         Raises BadSample where the policy does not allow to go on, and WorkerLost if a worker was
-        killed.
+        killed or hangs.
         """
         for found in self._fetched(requests):
             for name, why in found.bad.items():
@@ -96,16 +101,25 @@ class Loader:
             num_workers=self.workers,
             collate_fn=_as_it_is,
             prefetch_factor=AHEAD,
+            timeout=LOOK,
             multiprocessing_context=_context(),
             generator=torch.Generator(),  # the run's own random numbers are not touched
         )
         batches = iter(loader)
+        asked = time.monotonic()
         while True:
             try:
                 found = next(batches)
             except StopIteration:
                 return
             except (RuntimeError, EOFError, OSError) as error:
+                if str(error).startswith("DataLoader timed out"):
+                    if time.monotonic() - asked < SILENCE:
+                        continue
+                    raise WorkerLost(
+                        f"no batch came from the processes that read samples for {SILENCE:g} s: "
+                        "does the disk or the mount with the data still answer?"
+                    ) from error
                 if not _of_the_dead(error):
                     raise
                 how = str(error) or "it fell silent"
@@ -114,6 +128,7 @@ class Loader:
                     f"short, fewer `--threads` start fewer of them than {self.workers}"
                 ) from error
             yield _unpacked(found)
+            asked = time.monotonic()
 
 
 def _of_the_dead(error: Exception) -> bool:

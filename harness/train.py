@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.contracts import BadSample
+from harness.contracts import BadSample, Dataset
 from harness.distributed import Group
 from harness.evaluate import Predictions, pairs_of, scores
 from harness.feed import Batch, Feed
@@ -37,7 +37,7 @@ from harness.store import RunFolder
 NO_DECAY_NAMES = {"A_log", "D"}
 """parameters so called, or inside a dictionary so called, e.g. one A_log per stream"""
 EVALUATION_BATCH = 256
-"""items that are scored together after training; in method evaluate it is `train.batch_size`"""
+"""items that are scored together, where they are small"""
 
 OnStep = Callable[[int, int, float], None]
 """called in every process with (step, steps in all, loss)"""
@@ -167,7 +167,8 @@ def predict(model: Model, feed: Feed, spec: RunSpec, group: Group) -> Prediction
     """Logits of a whole split, in its order, at rank 0; None in the other ranks."""
     model.eval()
     labels, logits = [], []
-    for batch in feed.batches(evaluation_batch(spec), group.share(len(feed))):
+    size = evaluation_batch(spec, feed.dataset, group.size)
+    for batch in feed.batches(size, group.share(len(feed))):
         with torch.autocast(
             feed.device.type, torch.bfloat16, enabled=spec.train.precision == "bfloat16"
         ):
@@ -191,9 +192,12 @@ def predict(model: Model, feed: Feed, spec: RunSpec, group: Group) -> Prediction
     )
 
 
-def evaluation_batch(spec: RunSpec) -> int:
-    """Items that are scored together."""
-    return spec.train.batch_size if spec.train.method == "evaluate" else EVALUATION_BATCH
+def evaluation_batch(spec: RunSpec, dataset: Dataset, ranks: int = 1) -> int:
+    """Items that each of `ranks` processes scores together: as many as it trains on, where a sample
+    is large, or where nothing else is done with the model."""
+    if dataset.slow or spec.train.method == "evaluate":
+        return max(1, spec.train.batch_size // ranks)
+    return EVALUATION_BATCH
 
 
 def over_views(logits: Tensor, views: int) -> npt.NDArray[np.float32]:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from ek100_bench import COLUMNS, TEST, TRAIN, make, row, rows_of, write_csv
 from ek100_footage import make_jpegs, make_tar, read_stamp
 from test_ek100_footage import broken_disk, cut, cut_with_index_in_front, folder, scratch
 
-from harness.contracts import BadSample
+from harness import loader
+from harness.contracts import BadSample, Sample
 from harness.data.ek100 import Ek100, Ek100Places, sampling
 from harness.data.ek100.annotations import TRAIN as TRAIN_FILE
 from harness.data.ek100.annotations import VALIDATION, Annotations
@@ -175,11 +177,7 @@ def test_a_segment_without_length_is_a_bad_sample(root):
 
 @pytest.mark.parametrize("damage", [Path.unlink, cut, broken_disk])
 def test_boxes_that_cannot_be_read_are_bad_samples(root, damage):
-    place = root / f"boxes/P02/hand-objects/{VIDEO}.pkl"
-    place.parent.mkdir(parents=True)
-    place.write_bytes(b"no pickle at all")
-    with open("harness.site.yaml", "a") as site:
-        site.write("    boxes: boxes\n")
+    place = root / f"boxes/P02/{VIDEO}.pkl"
     split = train_split()
     damage(place)
     _, bad = read(split, "skip")
@@ -246,6 +244,26 @@ def test_a_worker_that_is_killed_is_a_clear_error(root):
     with pytest.raises(WorkerLost, match=r"was killed \(.*fewer `--threads`"):
         for _ in batches:
             pass
+
+
+@dataclass(frozen=True)
+class Hanging:
+    """A split whose samples never come, as from a mount that is gone."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Sample:
+        time.sleep(600)
+        raise AssertionError("unreachable")
+
+
+def test_a_worker_that_hangs_is_a_clear_error(monkeypatch):
+    monkeypatch.setattr(loader, "LOOK", 1.0)
+    monkeypatch.setattr(loader, "SILENCE", 2.0)
+    batches = Loader(Hanging(), ["video"], workers=1).read([Request((0, 1)), Request((2, 3))])
+    with pytest.raises(WorkerLost, match=r"no batch came .* for 2 s: does the disk or the mount"):
+        next(batches)
 
 
 # Real runs

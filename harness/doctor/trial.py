@@ -103,7 +103,7 @@ def take(spec: RunSpec, paths: Paths, threads: int) -> Taken:
     torch.set_num_threads(threads)
     torch.manual_seed(spec.seed)
     whole = dataset_of(spec, paths)
-    few = Few(whole, max(spec.train.batch_size, evaluation_batch(spec)))
+    few = Few(whole, max(spec.train.batch_size, evaluation_batch(spec, whole)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = Model(spec, few, paths)
     items = few.split("train")
@@ -149,7 +149,7 @@ def _steps(spec: RunSpec, model: Model, feed: Feed, device: torch.device) -> flo
 def _evaluation(spec: RunSpec, model: Model, feed: Feed, device: torch.device) -> float:
     """Seconds to evaluate one sample, in a batch."""
     model.eval()
-    count = min(evaluation_batch(spec), len(feed))
+    count = min(evaluation_batch(spec, feed.dataset), len(feed))
     begun = time.perf_counter()
     batch = next(feed.batches(count))
     half = spec.train.precision == "bfloat16"
