@@ -1,10 +1,12 @@
 """What the tests on SLURM have in common."""
 
+import contextlib
 import hashlib
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors.numpy import load_file
@@ -63,6 +65,23 @@ def harness(folder: Path, *words: object, stdin: str = "", **env: str) -> tuple[
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
+
+
+@contextlib.contextmanager
+def in_background(folder: Path, *words: object) -> Iterator[None]:
+    """`harness WORDS` beside what is done meanwhile; it must succeed, and is waited for."""
+    process = subprocess.Popen(
+        ["nice", sys.executable, "-m", "harness.cli", *map(str, words)],
+        cwd=folder,
+        env={"PYTHONPATH": str(PROJECT), **os.environ},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield
+        assert process.wait(timeout=600) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def states(folder: Path, sweep: str) -> dict[str, str]:

@@ -8,14 +8,13 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from slurm_runs import PROJECT, await_states, fingerprint, harness, start_folder, states
+from slurm_runs import await_states, fingerprint, harness, in_background, start_folder, states
 
 from harness import track
 from harness.plan import plan
@@ -59,7 +58,7 @@ def test_whatever_happens_the_table_is_the_same(cluster, tmp_path):
     store = Store(folder / "runs")
     first = store.run(plan(folder / "chaos.yaml").run_ids[0])
     with (
-        _in_background(elsewhere, "sweep", "chaos.yaml", "--launcher=inline", "--threads=1"),
+        in_background(elsewhere, "sweep", "chaos.yaml", "--launcher=inline", "--threads=1"),
         _small_disk(first) as disk,
     ):
         code, _, said = harness(folder, "sweep", "chaos.yaml", "--launcher=slurm")
@@ -145,23 +144,6 @@ def _small_disk(run: RunFolder) -> Iterator[Path]:
         yield run.path
     finally:
         subprocess.run(["umount", "--lazy", run.path], check=True)
-
-
-@contextlib.contextmanager
-def _in_background(folder: Path, *words: str) -> Iterator[None]:
-    """`harness WORDS` beside what is done meanwhile; it must succeed."""
-    process = subprocess.Popen(
-        ["nice", sys.executable, "-m", "harness.cli", *words],
-        cwd=folder,
-        env={"PYTHONPATH": str(PROJECT), **os.environ},
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        yield
-        assert process.wait(timeout=600) == 0
-    finally:
-        process.kill()
-        process.wait()
 
 
 def _check_done_once(run: RunFolder) -> None:

@@ -17,6 +17,7 @@ from slurm_runs import (
     await_states,
     fingerprint,
     harness,
+    in_background,
     jobs_of,
     start_folder,
     states,
@@ -119,21 +120,21 @@ def test_jobs_run_the_code_that_was_submitted_and_the_record_shows_it(cluster, t
 def test_a_run_that_is_told_to_leave_goes_on_where_it_was(cluster, tmp_path):
     """USR2 is what comes before a time limit."""
     folder = start_folder(tmp_path / "slurm", LONG)
+    elsewhere = start_folder(tmp_path / "local", LONG)
     assert harness(folder, "sweep", "long.yaml", "--launcher=slurm")[0] == 0
     (run,) = Store(folder / "runs").runs()
     job = run.jobs()[-1]["job"]
     await_epochs(run, 3)
     subprocess.run(["scancel", "--signal=USR2", job], check=True)
-    while run.state() == "running":
-        time.sleep(0.1)
-    stopped = len(run.metrics())
-    assert 3 <= stopped < 100
-    assert states(folder, "long")[run.run_id] in ("queued", "running")
-    assert set(await_states(folder, "long", 240).values()) == {"done"}
+    with in_background(elsewhere, "sweep", "long.yaml", "--launcher=inline", "--threads=1"):
+        while run.state() == "running":
+            time.sleep(0.1)
+        stopped = len(run.metrics())
+        assert 3 <= stopped < 100
+        assert states(folder, "long")[run.run_id] in ("queued", "running")
+        assert set(await_states(folder, "long", 240).values()) == {"done"}
     assert [job] == [one["job"] for one in run.jobs()]
     assert run.attempts() == 2
-    elsewhere = start_folder(tmp_path / "local", LONG)
-    assert harness(elsewhere, "sweep", "long.yaml", "--launcher=inline", "--threads=1")[0] == 0
     assert fingerprint(folder) == fingerprint(elsewhere)
 
 
@@ -196,21 +197,27 @@ def test_what_finds_no_room_is_submitted_later(cluster, tmp_path):
     assert set(states(folder, "tiny").values()) == {"done"}
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The tiny sweep by one process of this machine."""
+    folder = start_folder(tmp_path_factory.mktemp("alone"), TINY)
+    assert harness(folder, "sweep", "tiny.yaml", "--launcher=inline", "--threads=1")[0] == 0
+    return folder
+
+
 @pytest.mark.parametrize("shape", [{"tasks_per_node": 2}, {"nodes": 2}], ids=["1x2", "2x1"])
-def test_two_processes_give_the_numbers_of_one(cluster, tmp_path, shape):
-    folder = start_folder(tmp_path / "two", TINY, slurm=shape)
-    elsewhere = start_folder(tmp_path / "one", TINY)
+def test_two_processes_give_the_numbers_of_one(cluster, tmp_path, alone, shape):
+    folder = start_folder(tmp_path, TINY, slurm=shape)
     assert harness(folder, "sweep", "tiny.yaml", "--launcher=slurm")[0] == 0
-    assert harness(elsewhere, "sweep", "tiny.yaml", "--launcher=inline", "--threads=1")[0] == 0
     assert set(await_states(folder, "tiny", 240).values()) == {"done"}
     for run in Store(folder / "runs").runs():
-        alone = Store(elsewhere / "runs").run(run.run_id)
+        single = Store(alone / "runs").run(run.run_id)
         assert run.env()["world"] == 2
-        for mine, other in zip(run.metrics(), alone.metrics(), strict=True):
+        for mine, other in zip(run.metrics(), single.metrics(), strict=True):
             assert mine["train/loss"] == pytest.approx(other["train/loss"], rel=1e-5)
-        for target, logits in alone.predictions().logits.items():
+        for target, logits in single.predictions().logits.items():
             assert run.predictions().logits[target] == pytest.approx(logits, abs=1e-4)
-        assert list(run.predictions().ids) == list(alone.predictions().ids)
+        assert list(run.predictions().ids) == list(single.predictions().ids)
 
 
 def test_a_dry_run_shows_the_script_and_the_hours_and_submits_nothing(cluster, tmp_path):
@@ -238,12 +245,10 @@ def test_a_dry_run_needs_no_cluster(tmp_path):
     assert "take --launcher local" in said
 
 
-def test_the_hours_of_a_dry_run_are_measured_where_a_like_run_was_made(tmp_path):
-    folder = start_folder(tmp_path, TINY)
+def test_the_hours_of_a_dry_run_are_measured_where_a_like_run_was_made(alone, tmp_path):
     dry = ("sweep", "tiny.yaml", "--launcher=slurm", "--dry-run", "--set=seeds=[1]")
-    assert re.findall(r"h  (\w+)$", harness(folder, *dry)[1], re.M) == ["estimated"] * 2
-    assert harness(folder, "sweep", "tiny.yaml", "--launcher=inline", "--set=seeds=[0]")[0] == 0
-    assert re.findall(r"h  (\w+)$", harness(folder, *dry)[1], re.M) == ["measured"] * 2
+    for folder, how in ((start_folder(tmp_path, TINY), "estimated"), (alone, "measured")):
+        assert re.findall(r"h  (\w+)$", harness(folder, *dry)[1], re.M) == [how] * 2
 
 
 def test_the_site_file_is_checked_by_name(tmp_path):
