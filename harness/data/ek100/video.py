@@ -10,15 +10,17 @@ for the next clip, in the thread of the process that opened them.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import av
 import numpy as np
@@ -38,6 +40,8 @@ from harness.data.ek100.staging import Stage
 
 OPEN_FILES = 4
 """kept open per thread; the index of a long video takes some megabytes"""
+TRIM_EVERY = 16
+"""files closed after which the memory that decoders left in pieces is given back"""
 REORDER_SECONDS = 0.25
 """how long a frame may be stored before it is shown; an index tells when it is stored"""
 DAMAGED = "it is damaged there, or a little before"
@@ -113,6 +117,7 @@ class OpenFiles(threading.local):
     def __init__(self) -> None:
         self.owner = os.getpid()
         self.readers: OrderedDict[Any, Reader] = OrderedDict()
+        self.closed = 0
 
     def get(self, path: Path) -> Reader:
         """The reader of a file as it is now."""
@@ -126,6 +131,9 @@ class OpenFiles(threading.local):
             self.readers[key] = Reader(path)
             if len(self.readers) > OPEN_FILES:
                 self.readers.popitem(last=False)[1].container.close()
+                self.closed += 1
+                if self.closed % TRIM_EVERY == 0:
+                    _trim()
         self.readers.move_to_end(key)
         return self.readers[key]
 
@@ -133,6 +141,23 @@ class OpenFiles(threading.local):
         """Close what is open of a file that failed."""
         for key in [key for key in self.readers if key[0] == path]:
             self.readers.pop(key).container.close()
+
+
+@lru_cache(maxsize=1)
+def _malloc_trim() -> Callable[[int], int] | None:
+    """That of GNU's C library, if it is the one."""
+    try:
+        found = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):
+        return None
+    return cast("Callable[[int], int]", found)
+
+
+def _trim() -> None:
+    """Give free memory back: a reader of thousands of chunks would hold more and more of it."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
 
 
 OPEN = OpenFiles()
