@@ -147,9 +147,9 @@ def test_a_time_limit_shorter_than_the_run_is_no_end(cluster, tmp_path):
     while run.holder().get("restart", 0) < 1:
         assert time.time() < deadline, states(folder, "long")
         time.sleep(1)
-    assert len(run.metrics()) > 0
+    await_epochs(run, 1)  # the signal may have come before the first one
     out = harness(folder, "status", "long")[1]
-    assert "requeued 1 times" in out
+    assert re.search(r"requeued [1-3] times", out), out
     assert harness(folder, "cancel", "long", "--yes")[0] == 0
     assert set(await_states(folder, "long", 180).values()) == {"cancelled"}
 
