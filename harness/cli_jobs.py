@@ -32,7 +32,7 @@ def status(
 
     Example: harness status table3 --watch
     """
-    from harness.status import ENDS, table
+    from harness.status import ENDS, at_rest, table
 
     store = _store()
     if not watch:
@@ -45,7 +45,9 @@ def status(
     with Live(console=Console(), auto_refresh=False) as live:
         while True:
             found = _statuses(store, sweep)
-            live.update(Text("\n\n".join(table(*one) for one in found)), refresh=True)
+            # a line per run, those at work or in trouble first: the screen may be too small for all
+            texts = (table(title, sorted(group, key=at_rest)) for title, group in found)
+            live.update(Text("\n\n".join(texts), no_wrap=True, overflow="ellipsis"), refresh=True)
             if all(one.state in ENDS for _, group in found for one in group):
                 return
             time.sleep(WATCH_SECONDS)

@@ -199,4 +199,9 @@ def table(title: str, found: Sequence[Status]) -> str:
     return "\n".join(lines)
 
 
-__all__ = ["ENDS", "Status", "log_files", "statuses", "table"]
+def at_rest(one: Status) -> int:
+    """0 for a run at work or in trouble, more for one that waits, most for one that is done."""
+    return 2 if one.state == "done" else int(one.state in ("new", "queued", "waiting"))
+
+
+__all__ = ["ENDS", "Status", "at_rest", "log_files", "statuses", "table"]
