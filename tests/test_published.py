@@ -273,8 +273,9 @@ def test_with_a_question_for_each_head_a_head_sees_its_own_alone(tmp_path, store
 
     before = logits("what are you doing ? </s> which thing is it ?")
     after = logits("what are you doing ? </s> what do you press ?")
-    assert torch.equal(before["verb"], after["verb"])
-    assert not torch.allclose(before["noun"], after["noun"])
+    # the questions may be padded to other lengths, and processors then round otherwise
+    torch.testing.assert_close(before["verb"], after["verb"], rtol=0, atol=1e-6)
+    assert (before["noun"] - after["noun"]).abs().max() > 1e-4
 
 
 def test_a_question_for_each_head_costs_the_fusion_twice(tmp_path, folder):
