@@ -138,6 +138,10 @@ def test_a_good_file_is_planned(tmp_path):
         ),
         (GOOD.replace("[verb_top1]", "[vreb_top1]") + ROWS, ["s.yaml:1: report.metrics: unknown"]),
         (
+            GOOD.replace("title: T,", "title: T, fusion_score: true, subsets: [tail],") + ROWS,
+            ["s.yaml:1: report: ", "fusion_score compares two subsets, here are 1"],
+        ),
+        (
             GOOD.replace("  data:", "  dat:") + ROWS,
             ["s.yaml:3: dat: no such key", ": data: is missing"],
         ),
