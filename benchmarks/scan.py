@@ -187,7 +187,7 @@ def table() -> None:
             if step is forward:
                 calls |= probes()
             ms = least_ms(calls)
-            bounds = {name: ms.pop(name) for name in (*ms,) if name not in variants()}
+            bounds = {name: ms.pop(name) for name in list(ms) if name not in variants()}
             told = "  ".join(f"{name} {t / ms['numba']:.1f}" for name, t in ms.items())
             print(f"{what:<19} L {length:<5} numba {ms['numba']:8.2f} ms   {told}", flush=True)
             for name, time_of in bounds.items():

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.config import ConfigError
-from harness.data.ek100 import Ek100, annotations, questions, sampling
+from harness.data.ek100 import Ek100, annotations, boxes, questions, sampling
 from harness.data.ek100.annotations import Annotations, Segment, segments, splits
 from harness.loader import Loader, Request
 from harness.plan import plan
@@ -176,6 +176,15 @@ def test_the_boxes_of_a_clip_come_with_it_and_move_as_what_is_in_it(folder):
         left = 0.1 + 0.04 * (1 + np.round(stamps(sample) * 60)) / 60
         np.testing.assert_allclose(thing[:, 0], 1.5 * left - 0.25, atol=0.002)
         np.testing.assert_allclose(thing[:, 1::2], [[0.3, 0.7]] * len(thing), atol=1e-6)
+
+
+def test_that_there_are_no_boxes_is_said_once_and_only_where_video_is_seen(folder, caplog):
+    boxes.say_none.cache_clear()
+    for used, times in ((("text",), 0), (("video",), 1), (("video",), 1)):
+        made = dataset(folder, used)
+        made.places = made.places.model_copy(update={"boxes": None})
+        made.split("test")
+        assert caplog.text.count("no hand-object boxes are given") == times
 
 
 def test_questions_are_the_segments_own_another_ones_or_the_same_for_all(folder):

@@ -171,13 +171,15 @@ class Ek100(Dataset):
         return replace(layout, stage=stage)
 
     def split(self, name: str) -> Ek100Split:
-        from harness.data.ek100.boxes import Boxes
+        from harness.data.ek100.boxes import Boxes, say_none
         from harness.data.ek100.split import Ek100Split
 
         parts = splits(self.annotations, self.config.select_share)
         if name not in parts:
             raise ValueError(f"ek100 has the splits {', '.join(parts)}, not {name!r}")
         own = self.places or Ek100Places()
+        if own.boxes is None and self._sees("video"):
+            say_none()
         return Ek100Split(
             self.config,
             name,

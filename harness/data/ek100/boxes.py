@@ -128,6 +128,12 @@ def _say_absent(video: str, path: Path | None) -> None:
     LOG.warning("%s: no hand-object boxes of %s; they are taken as absent", path, video)
 
 
+@cache
+def say_none() -> None:
+    """Log, once per process, that no boxes are given at all."""
+    LOG.warning("no hand-object boxes are given (data.ek100.boxes): orvit sees them as absent")
+
+
 def find_pickles(folder: Path) -> dict[str, Path]:
     """Video -> its pickle, in any of the known layouts."""
     found: dict[str, Path] = {}
