@@ -1,5 +1,6 @@
 """What a SLURM job does about its former self, signals and needs, in processes of its own."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -52,6 +53,17 @@ def await_epochs(folder, count: int) -> None:
         time.sleep(0.02)
 
 
+def hold_still(job: subprocess.Popen, folder) -> None:
+    """Stop it where it does not hold the lease's lock: nobody could take the lease then."""
+    with open(folder.path / "lease.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.kill(job.pid, signal.SIGSTOP)
+        deadline = time.time() + 60
+        while Path(f"/proc/{job.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "T":
+            assert time.time() < deadline
+            time.sleep(0.01)
+
+
 def rows(folder) -> list[dict]:
     clock = ("time", "epoch_seconds")
     return [{k: v for k, v in row.items() if k not in clock} for row in folder.metrics()]
@@ -62,9 +74,11 @@ def test_a_requeued_job_fences_off_its_former_self(planned):
     store, folder, calm = planned
     old = start(store, folder.run_id, "7", 0)
     await_epochs(folder, 3)
-    os.kill(old.pid, signal.SIGSTOP)  # it must not come to its end before the other begins
+    hold_still(old, folder)  # it must not come to its end before the other begins
     twin = start(store, folder.run_id, "7", 1)
+    deadline = time.time() + 60
     while folder.holder()["pid"] != twin.pid:
+        assert time.time() < deadline
         time.sleep(0.02)
     os.kill(old.pid, signal.SIGCONT)
     said = old.communicate(timeout=120)[1]
