@@ -26,6 +26,8 @@ from harness.registry import FUSIONS
 class MambaJoint(Fusion):
     """sum over orders and streams of mean(scan over all streams)."""
 
+    mamba = True
+
     class Config(SsmConfig):
         """Options of `mamba_joint`."""
 

@@ -20,6 +20,7 @@ class MambaNoScan(Fusion):
     """sum over streams of mean(silu(convolution(mlp)))."""
 
     additive = True
+    mamba = True
 
     class Config(StemConfig):
         """Options of `mamba_no_scan`."""

@@ -19,6 +19,7 @@ class MambaPerModality(Fusion):
     """sum over streams of mean(scan with the stream's own A)."""
 
     additive = True
+    mamba = True
 
     class Config(SsmConfig):
         """Options of `mamba_per_modality`."""

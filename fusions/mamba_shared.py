@@ -23,6 +23,7 @@ class MambaShared(Fusion):
     """sum over streams of mean(scan with A)."""
 
     additive = True
+    mamba = True
 
     class Config(SsmConfig):
         """Options of `mamba_shared`."""

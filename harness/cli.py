@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from harness.cli_cache import cache as cache_commands
+from harness.cli_cost import costs as cost_commands
 from harness.cli_data import data as data_commands
 from harness.cli_doctor import checks as check_commands
 from harness.cli_evaluate import scoring as score_commands
@@ -33,11 +35,17 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for commands in (job_commands, check_commands, score_commands, data_commands):
+for commands in (
+    job_commands,
+    check_commands,
+    cost_commands,
+    score_commands,
+    data_commands,
+    cache_commands,
+):
     app.add_typer(commands)
 
 File = Annotated[Path, typer.Argument(help="Sweep file, e.g. sweeps/table3.yaml.")]
-Target = Annotated[Path, typer.Argument(help="Sweep file, or the spec.json of a run folder.")]
 Preset = Annotated[str | None, typer.Option(help="Preset of the sweep; its first one by default.")]
 Set = Annotated[
     list[str] | None,
@@ -144,33 +152,12 @@ def _print_outcome(outcome: Outcome, planned: Sweep) -> None:
 
 
 @app.command()
-def cost(file: Target, preset: Preset = None, set_: Set = None) -> None:
-    """Count GFLOPs and parameters of every row of a sweep file, or of one run. Runs nothing.
-
-    Example: harness cost sweeps/table4.yaml
-    """
-    from harness.costing import costs_of
-
-    print(costs_of(file, preset, set_ or []))
-
-
-@app.command()
-def weights(
-    file: Annotated[Path, typer.Argument(help="A checkpoint: .pth, .pyth, .pt, .safetensors.")],
-) -> None:
-    """Say what a checkpoint is, and which encoder it fits. Executes nothing that is in it.
-
-    Example: harness weights checkpoint_best.pt
-    """
-    from harness.weights import describe
-
-    print(describe(file))
-
-
-@app.command()
 def run(
     spec: Annotated[Path, typer.Argument(help="spec.json of a run folder.")],
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 1,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Only time some steps, and write a trace of them.")
+    ] = False,
 ) -> None:
     """Do one planned run in this process, exactly as a launcher would.
 
@@ -188,6 +175,11 @@ def run(
     stored = Store(folder.parent).run(folder.name).spec()
     if not isinstance(stored.get("spec"), dict) or _run_id(stored["spec"]) != folder.name:
         _fail(f"{spec}: not the spec of a run called {folder.name}")
+    if profile:
+        from harness.profiling import profile as timed
+
+        print(timed(Store(folder.parent), folder.name, threads))
+        return
     store, uri = Store(folder.parent), _store()[1].mlflow_uri
     with _goes_on(), Live() as live, syncing(store, folder.name, uri):
         try:

@@ -61,6 +61,29 @@ def doctor(
         raise typer.Exit(1)
 
 
+@data.command()
+def sweep(
+    manifest: Annotated[Path, typer.Argument(help="Manifest of your features.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The sweep file to write.")],
+) -> None:
+    """Write a sweep file with the rows of Table 3 on your own features. Nothing is overwritten.
+
+    Example: harness data sweep mine/data.yaml --out mine/fusions.yaml
+    """
+    from harness.config import ConfigError
+    from harness.data.features.table3 import sweep_text
+    from harness.registry import load_plugins
+
+    load_plugins()
+    text = sweep_text(manifest, out)
+    try:
+        with open(out, "x") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ConfigError(f"{out}: is there already; take another name, or delete it") from None
+    print(f"{out} written; next: harness sweep {out}")
+
+
 def _dataset(name: str, settings: list[str]) -> Dataset:
     """The dataset with its options, and where the site file says its files lie."""
     from harness.config import ConfigError, Node, overlay, validate

@@ -69,13 +69,28 @@ class Sample:
 class Stream:
     """What raw values of a stream look like.
 
-    kind `video`: uint8 tensor (T, H, W, 3), RGB. kind `sensor`: float tensor (T, channels).
-    kind `text`: a string; several questions are set apart by ` </s> `, a hidden word is `<mask>`.
-    `shape` is that shape; for text it is (most words,), marks counted.
+    kind `video`: uint8 tensor (T, H, W, 3), RGB. kind `sensor`: float tensor (T, channels). kind
+    `features`: tokens (L, D), as many as `shape` says or fewer. kind `text`: a string; several
+    questions are set apart by ` </s> `, a hidden word is `<mask>`. `shape` is that shape; for text
+    it is (most words,), marks counted.
     """
 
     kind: str
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StoredTokens:
+    """Tokens of a stream that a dataset has at hand, for all samples of a split."""
+
+    name: str
+    """of the file, for messages"""
+    features: Any
+    """(total, D): an array, memory-mapped or not, or what gives one when it is sliced by rows"""
+    begins: Any
+    """(samples,) int64, the first row of each sample"""
+    lengths: Any
+    """(samples,) int64, how many rows it has"""
 
 
 class BadSample(ValueError):
@@ -136,6 +151,11 @@ class Dataset:
         """The split `train`, `select` or `test`."""
         raise NotImplementedError
 
+    def stored(self, split: str, stream: str) -> StoredTokens | None:
+        """A stream's tokens over a split, where it is of kind `features` and they are at hand: they
+        are then read without a sample being made. None: they are not."""
+        return None
+
     def fingerprint(self) -> str:
         """SHA-256 hex digest of everything the samples are made from; same samples, same digest.
 
@@ -186,6 +206,8 @@ class Encoder(nn.Module):
     """regular expression of what a checkpoint may hold and the encoder has no use for"""
     width: int
     """D of the tokens it returns"""
+    passes_on: ClassVar[bool] = False
+    """True if it hands on tokens as they come, changing nothing: they need not be stored again"""
     chooses_by: ClassVar[tuple[str, ...]] = ()
     """options that only choose which of its tokens are handed on: they change no cost"""
     parts: int = 0
@@ -262,6 +284,8 @@ class Fusion(nn.Module):
     additive: ClassVar[bool] = False
     """True if the result is a sum (or a concatenation) of one function per stream, so that linear
     heads on it can only add the streams' evidence"""
+    mamba: ClassVar[bool] = False
+    """True if it is made of Mamba blocks, for which recipes have rates of their own"""
     transparent: bool = False
     """True if the result is the mean of one stream's tokens as they come, so that the classifiers
     of a published checkpoint fit on it"""
@@ -288,6 +312,7 @@ __all__ = [
     "PluginConfig",
     "Sample",
     "Split",
+    "StoredTokens",
     "Stream",
     "Tokens",
 ]

@@ -24,11 +24,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.flop_counter import FlopCounterMode
 
+from harness.batch import to_device
 from harness.contracts import Dataset, Encoder, PartedTokens, Tokens
 from harness.model import Model, meta_model
 from harness.registry import OPERATOR_MACS
 from harness.spec import Paths, RunSpec
-from harness.tokens import to_device
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # it scripts a loss as it is imported

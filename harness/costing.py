@@ -72,3 +72,41 @@ def parts(counted: Mapping[str, Any]) -> str:
     if counted.get("gflops_apart"):
         told.append(f"RoIAlign apart {counted['gflops_apart']:.2g} G")
     return "; ".join(told)
+
+
+def training_costs(
+    file: Path, preset: str | None, settings: list[str], processes: int, threads: int
+) -> Iterator[str]:
+    """Lines of a table: what training each row takes, from a few steps on this machine."""
+    from harness.hours import SUSTAINED_TFLOPS, estimate
+    from harness.probe import Probed, probed
+
+    load_plugins()
+    rows = list(_models(file, preset, settings))
+    trained = [
+        (label, spec, paths) for label, spec, paths in rows if spec.train.method == "gradient"
+    ]
+    if not trained:
+        raise ConfigError(f"{file}: no row is trained by gradient; there is nothing to try")
+    width = max(len(label) for label, _, _ in trained)
+    yield f"{'':{width}}  {'batch':>6} {'memory':>9} {'step':>9} {'run':>9} {'GPU-hours':>10}"
+    device, gpu = "", False
+    for label, spec, paths in trained:
+        (found,) = probed([spec], paths, processes, threads)
+        if not isinstance(found, Probed):
+            yield f"{label:{width}}  {found}"
+            continue
+        device, gpu = found.device, not found.device.startswith("CPU")
+        hours = found.hours * processes if gpu else estimate(spec, paths, 1, True) / 3600
+        sizes = " and ".join(map(str, found.sizes))
+        yield (
+            f"{label:{width}}  {found.batch:6} {found.gb:6.3g} GB {found.step_seconds:7.3g} s "
+            f"{found.hours:7.3g} h {hours:10.3g}  "
+            f"{'measured' if found.measured else f'from batches of {sizes}'}"
+        )
+    yield ""
+    yield (
+        f"Memory of tensors, of one process, and time of training steps, on {device}; data loading "
+        f"and evaluation are not in it. GPU-hours: "
+        + ("as measured." if gpu else f"estimated, at {SUSTAINED_TFLOPS:g} TFLOP/s of a GPU.")
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -77,7 +77,6 @@ class Group:
     def __init__(self, world: World | None = None, watch: Watch | None = None) -> None:
         world = world or World()
         self.rank, self.size, self.watch = world.rank, world.size, watch
-        self._turns = count()
 
     def exchanging(self) -> AbstractContextManager[None]:
         """Around passes through a model of `wrap`, in which gradients are exchanged."""
@@ -122,16 +121,6 @@ class Group:
         with exchanging():
             torch.distributed.gather_object(value, values)
         return values
-
-    def in_turn(self, work: Callable[[], T]) -> T:
-        """`work()`, by rank 0 first; the others wait for it as long as it takes."""
-        turn = f"turn{next(self._turns)}"
-        if self.watch is not None and self.rank > 0:
-            self.watch.wait(turn)
-        done = work()
-        if self.watch is not None and self.rank == 0:
-            self.watch.say(turn)
-        return done
 
     @torch.no_grad()
     def align(self, module: nn.Module) -> None:

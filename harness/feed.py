@@ -1,9 +1,10 @@
-"""Batches of one split for one model: live streams collated, frozen ones from the token store."""
+"""Batches of one split for one model: live streams collated, others from stored tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.batch import Batch, each_tensor, to_device
+from harness.cache import frozen_tokens, wanted
 from harness.contracts import BadSample, Dataset
 from harness.loader import NEIGHBOURS, Loader, Policy, Request
 from harness.model import Model
 from harness.spec import RunSpec
-from harness.splits import Ints, Labels, batch_indices, labels_of, side_of
-from harness.tokens import TokenFile, frozen_tokens, to_device, token_key
-
-
-@dataclass(frozen=True)
-class Batch:
-    inputs: Mapping[str, Any]
-    """stream -> Tokens, or what its encoder's `forward` takes"""
-    side: Mapping[str, Mapping[str, Tensor]]
-    targets: Mapping[str, Tensor]
-    """target -> (B,)"""
-    labels: Labels
+from harness.splits import Ints, Labels, batch_indices, fetch, labels_of, side_of
+from harness.tokens import TokenFile, ahead, of_dataset
 
 
 class Feed:
@@ -47,23 +40,30 @@ class Feed:
         if len(self.items) == 0:
             raise ValueError(f"the split {split!r} of {spec.data.name} is empty")
         self.views = dataset.views if split == "test" else 1
-        self.live = [stream for stream in sorted(spec.encoders) if stream not in model.frozen]
         policy: Policy = spec.train.bad_samples if split == "train" else spec.train.bad_test_samples
         for_all: Policy = "fail" if split != "train" or policy == "fail" else "repeat"
         workers = workers if dataset.slow else 0
+        self.stored: dict[str, TokenFile] = {}
+        """streams whose tokens are at hand"""
+        bad: dict[str, str] = {}
+        for stream, encoder in sorted(spec.encoders.items()):
+            module = model.encoders[stream]
+            own = dataset.stored(split, stream) if module.passes_on else None
+            if own is not None:
+                self.stored[stream] = of_dataset(own, self._labels)
+            elif encoder.frozen and encoder.cache != "none":
+                want = wanted(spec, dataset, stream, split, module.eval())
+                reader = Loader(self.items, [stream], for_all, workers)
+                file = frozen_tokens(tokens, want, module, dataset, reader)
+                if file.bad and for_all == "fail":  # another run stored them, by another policy
+                    raise BadSample(next(iter(file.bad.values())))
+                self.stored[stream] = file
+                bad |= file.bad
+        self.live = [stream for stream in sorted(spec.encoders) if stream not in self.stored]
         self.loader = Loader(self.items, self.live, policy, workers)
         self.bad = self.loader.bad
         """id -> why, of the samples that could not be read"""
-        self.frozen: dict[str, TokenFile] = {}
-        for stream in model.frozen:
-            encoder = model.encoders[stream].eval()
-            key = token_key(spec, stream, split, encoder)
-            reader = Loader(self.items, [stream], for_all, workers)
-            file = frozen_tokens(tokens, key, encoder, dataset, stream, reader)
-            if file.bad and for_all == "fail":  # another run stored them, by another policy
-                raise BadSample(next(iter(file.bad.values())))
-            self.frozen[stream] = file
-            self.bad |= file.bad
+        self.bad |= bad
 
     def __len__(self) -> int:
         """Samples, however many views there are of each."""
@@ -94,21 +94,26 @@ class Feed:
 
         return self._batches(requests())
 
+    @cached_property
+    def _labels(self) -> Labels:
+        """Of all samples; their streams are not looked at."""
+        return labels_of(fetch(self.items, range(len(self.items))), self.dataset.targets)
+
     def _readable(self, request: Request) -> Request:
         """The samples that the stored tokens are of, for every stream alike."""
-        taken = [file.places for file in self.frozen.values() if file.places is not None]
+        turn = _turn(request)
+        taken = [file for file in self.stored.values() if file.places is not None]
         indices = np.array(request.indices, np.int64)
-        for places in taken * (NEIGHBOURS if len(taken) > 1 else 1):  # until all agree
-            indices = places[indices]
+        for file in taken * (NEIGHBOURS if len(taken) > 1 else 1):  # until all agree
+            assert file.places is not None
+            indices = file.places[file.items_of(indices, turn)]
         return replace(request, indices=tuple(indices.tolist()))
 
     def _batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
         requests = map(self._readable, requests)
         if not self.live:
-            for request in requests:
-                indices = np.array(request.indices, np.int64)
-                labels = next(iter(self.frozen.values())).labels.at(indices)
-                yield self._batch(indices, {}, {}, labels)
+            for batch in ahead(requests, self._gathered):
+                yield self._moved(batch)
             return
         for found in self.loader.read(requests):
             samples = found.samples
@@ -118,20 +123,30 @@ class Feed:
                 inputs[stream] = encoder.collate([s.streams[stream] for s in samples])  # type: ignore[operator]
                 side[stream] = side_of(samples, stream)
             labels = labels_of(samples, self.dataset.targets)
-            yield self._batch(found.indices, inputs, side, labels)
+            stored = self._stored(found.indices, found.turn)
+            yield self._moved(Batch({**stored, **inputs}, side, _tensors(labels), labels))
 
-    def _batch(
-        self,
-        indices: Ints,
-        live: Mapping[str, Any],
-        side: Mapping[str, Mapping[str, Tensor]],
-        labels: Labels,
-    ) -> Batch:
-        stored = {stream: file.batch(indices) for stream, file in self.frozen.items()}
-        targets = {name: torch.from_numpy(value) for name, value in labels.targets.items()}
-        return Batch(
-            to_device({**stored, **live}, self.device),
-            to_device(side, self.device),
-            to_device(targets, self.device),
-            labels,
-        )
+    def _gathered(self, request: Request) -> Batch:
+        """A batch of stored tokens, not moved yet."""
+        indices = np.array(request.indices, np.int64)
+        labels = next(iter(self.stored.values())).labels.at(indices)
+        stored = self._stored(indices, _turn(request))
+        if self.device.type == "cuda":
+            stored = each_tensor(stored, lambda x: x.pin_memory())
+        return Batch(stored, {}, _tensors(labels), labels)
+
+    def _stored(self, indices: Ints, turn: int) -> dict[str, Any]:
+        return {stream: file.batch(indices, turn) for stream, file in self.stored.items()}
+
+    def _moved(self, batch: Batch) -> Batch:
+        inputs, side, targets = to_device((batch.inputs, batch.side, batch.targets), self.device)
+        return Batch(inputs, side, targets, batch.labels)
+
+
+def _turn(request: Request) -> int:
+    """The number of the pass over the data."""
+    return request.draw[1] if request.draw else 0
+
+
+def _tensors(labels: Labels) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(value) for name, value in labels.targets.items()}

@@ -12,6 +12,7 @@ runs/<run id>/        spec.json        what was asked; its hash is the folder's 
                       jobs.jsonl       SLURM jobs that were submitted for it
                       progress.json    how far the job at work is
                       export.lock      held by who sends the run to MLflow
+                      profile/         the trace of `harness run --profile`
                       stale/<n>/       earlier results, kept when a run is repeated
 """
 
@@ -207,6 +208,11 @@ class RunFolder:
     @property
     def weights_file(self) -> Path:
         return self.path / "weights.safetensors"
+
+    @property
+    def trace_file(self) -> Path:
+        """What `harness run --profile` found."""
+        return self.path / "profile" / "trace.json.gz"
 
     # what came out
 

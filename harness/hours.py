@@ -28,7 +28,7 @@ def hours(store: Store, runs: Sequence[PlannedRun], settings: SlurmSettings, pat
         like = _like(run.spec)
         how = "measured" if like in known else "estimated"
         if like not in known and like not in estimated:
-            estimated[like] = _estimate(run.spec, paths, max(1, gpus), bool(gpus))
+            estimated[like] = estimate(run.spec, paths, max(1, gpus), bool(gpus))
         seconds = known.get(like) or estimated[like]
         left = 1 - len(store.run(run.run_id).metrics()) / max(1, run.spec.train.epochs)
         total += left * seconds / 3600 * each
@@ -63,7 +63,7 @@ def _measured(store: Store) -> dict[str, float]:
     return {like: median(values) for like, values in found.items()}
 
 
-def _estimate(spec: RunSpec, paths: Paths, devices: int, gpu: bool) -> float:
+def estimate(spec: RunSpec, paths: Paths, devices: int, gpu: bool) -> float:
     """Seconds of training, from the cost of a forward pass."""
     from harness.cost import cost
     from harness.spec import dataset_of

@@ -1,4 +1,4 @@
-"""What `harness list` prints: every plugin with its options, defaults and source."""
+"""What `harness list` prints: every plugin with its options, defaults and source; recipes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import sys
 import textwrap
 from typing import Any
 
+from harness.recipe import MAMBA, RECIPES, Recipe
 from harness.registry import DATASETS, ENCODERS, FUSIONS, Registry, load_plugins, place
 
 
 def listing(part: str = "") -> str:
-    """Plugins whose name contains `part`."""
+    """Plugins and recipes whose name contains `part`; `recipes`: all of those."""
     load_plugins()
     registries: tuple[tuple[str, Registry[Any]], ...] = (
         ("Fusions", FUSIONS),
@@ -23,6 +24,9 @@ def listing(part: str = "") -> str:
         entries = [_entry(name, registry[name]) for name in registry if part in name]
         if entries:
             blocks.append(f"{title}\n" + "\n".join(entries))
+    recipes = [_recipe(name) for name in RECIPES if part in name or part == "recipes"]
+    if recipes:
+        blocks.append("Recipes of training\n" + "\n".join(recipes))
     return "\n\n".join(blocks) or f"no plugin's name contains {part!r}"
 
 
@@ -45,6 +49,18 @@ def _entry(name: str, cls: type) -> str:
         about = " ".join((info.description or "").split())
         lines.append(f"      {option}: {kind} {default}")
         lines += textwrap.wrap(about, 88, initial_indent=" " * 10, subsequent_indent=" " * 10)
+    return "\n".join(lines)
+
+
+def _recipe(name: Recipe) -> str:
+    """What it sets, and what else it sets for a head of Mamba blocks."""
+    texts = [", ".join(f"{key} {value}" for key, value in RECIPES[name].items())]
+    if name in MAMBA:
+        own = ", ".join(f"{key} {value}" for key, value in MAMBA[name].items())
+        texts.append(f"heads of Mamba blocks: {own}")
+    lines = [f"  {name}"]
+    for text in texts:
+        lines += textwrap.wrap(text, 88, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
 

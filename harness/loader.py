@@ -53,6 +53,8 @@ class Fetched:
     """id -> why it could not be read"""
     failed: str | None = None
     """why there is no batch"""
+    turn: int = 0
+    """number of the pass over the data that it belongs to"""
 
 
 class WorkerLost(RuntimeError):
@@ -154,7 +156,7 @@ class _Batches(Dataset[Fetched]):
         self.items, self.streams, self.policy = items, streams, policy
 
     def __getitem__(self, request: Request) -> Fetched:
-        found = self._read(request)
+        found = replace(self._read(request), turn=request.draw[1] if request.draw else 0)
         return found if torch.utils.data.get_worker_info() is None else _packed(found)
 
     def _read(self, request: Request) -> Fetched:

@@ -54,6 +54,8 @@ class Model(nn.Module):
             if spec.head == "pre_logits"
             else nn.Identity()
         )
+        dropout = spec.train.head_dropout
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.heads = nn.ModuleDict(
             {name: nn.Linear(out_width, classes) for name, classes in dataset.targets.items()}
         )
@@ -68,13 +70,16 @@ class Model(nn.Module):
     def tokens(
         self, inputs: Mapping[str, Any], side: Mapping[str, Mapping[str, Tensor]] | None = None
     ) -> dict[str, Tokens | PartedTokens]:
-        """Stream name -> tokens."""
-        return {
-            stream: value
-            if isinstance(value, Tokens | PartedTokens)
-            else self.encoders[stream](value, **(side or {}).get(stream, {}))
-            for stream, value in sorted(inputs.items())
-        }
+        """Stream name -> tokens; stored ones may be in half precision, and are not here."""
+        found: dict[str, Tokens | PartedTokens] = {}
+        for stream, value in sorted(inputs.items()):
+            if isinstance(value, Tokens | PartedTokens):
+                found[stream] = value._replace(features=value.features.float())
+            else:
+                with torch.set_grad_enabled(torch.is_grad_enabled() and stream not in self.frozen):
+                    tokens = self.encoders[stream](value, **(side or {}).get(stream, {}))
+                found[stream] = tokens
+        return found
 
     def forward(
         self, inputs: Mapping[str, Any], side: Mapping[str, Mapping[str, Tensor]] | None = None
@@ -83,11 +88,11 @@ class Model(nn.Module):
         tokens = self.tokens(inputs, side)
         if not any(isinstance(value, PartedTokens) for value in tokens.values()):
             fused = self.pre_logits(self.fusion(tokens))
-            return {name: head(fused) for name, head in self.heads.items()}
+            return {name: head(self.dropout(fused)) for name, head in self.heads.items()}
         logits = {}
         for place, (name, head) in enumerate(self.heads.items()):
             seen = {s: v.of(place) if isinstance(v, PartedTokens) else v for s, v in tokens.items()}
-            logits[name] = head(self.pre_logits(self.fusion(seen)))
+            logits[name] = head(self.dropout(self.pre_logits(self.fusion(seen))))
         return logits
 
     def load_heads(self, heads: Mapping[str, Tensor]) -> list[str]:

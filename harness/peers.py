@@ -86,14 +86,6 @@ class Watch:
         """Say that something is done."""
         self.store.set(key, "1")
 
-    def wait(self, key: str) -> None:
-        """Wait as long as it takes until another process has said it."""
-        with exchanging():
-            while not self.store.check([key]):
-                if self.store.check(["failure"]):
-                    raise PeerLost("another process of the run has failed")
-                time.sleep(BEAT_SECONDS / 5)
-
     def _beat(self) -> None:
         self._beats += 1
         self.store.set(f"beat{self.rank}", str(self._beats))

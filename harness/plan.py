@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from pydantic import Field, model_validator
-
-from harness.config import Config, ConfigError, Node, kind_of, no_such_key, overlay, undot, validate
+from harness.config import ConfigError, Node, kind_of, no_such_key, overlay, undot, validate
 from harness.evaluate import metric_names
 from harness.model import check_buildable
 from harness.registry import load_plugins, unknown
+from harness.reportspec import ReportSpec, metric_problems
 from harness.resolve import Resolver
 from harness.slurm import SlurmSettings
 from harness.spec import RunSpec, dataset_of
@@ -30,31 +29,6 @@ from harness.sweeprows import (
 NEEDS = ("weights",)
 
 
-class ReportSpec(Config):
-    """Which table a sweep feeds."""
-
-    table: str
-    """`table1` ... `table4`, or a name of its own"""
-    title: str
-    """one line above the table"""
-    metrics: list[str] = []
-    """columns, e.g. `verb_top1`; names as in a run's result. None: a table of cost"""
-    subsets: list[str] = []
-    """shares of the test split also reported by themselves"""
-    fusion_score: bool = False
-    """of two `subsets`: also the ratio of the second's scores to the first's"""
-    notes: list[str] = []
-    """printed under the table"""
-    gate: float | None = Field(default=None, gt=0)
-    """points by which a row may differ from its `published` numbers and pass; both are shown"""
-
-    @model_validator(mode="after")
-    def _two(self) -> Self:
-        if self.fusion_score and len(self.subsets) != 2:
-            raise ValueError(f"fusion_score compares two subsets, here are {len(self.subsets)}")
-        return self
-
-
 @dataclass(frozen=True)
 class PlannedRun:
     """One run of a sweep."""
@@ -65,6 +39,8 @@ class PlannedRun:
     """the row's name in print"""
     paper: str | None
     """the paper's name of the same row, if it has one"""
+    block: str | None
+    """part of the table it stands in"""
     published: Mapping[str, float]
     """metric -> what its authors report, %"""
     in_table: bool
@@ -101,6 +77,7 @@ class Sweep:
                 "row": run.row,
                 "label": run.label,
                 "paper": run.paper,
+                **({"block": run.block} if run.block else {}),
                 "published": dict(run.published),
                 "in_table": run.in_table,
                 "seed": run.spec.seed,
@@ -145,7 +122,7 @@ def plan(
     runs: list[PlannedRun] = []
     try:
         runs = planner.all()
-        messages += _metric_problems(report, text.sections["report"], planner.metrics(), runs)
+        messages += metric_problems(report, text.sections["report"], planner.metrics(), runs)
     except ConfigError as error:
         messages += error.messages
     refuse(messages)
@@ -159,34 +136,6 @@ def plan(
         tuple(settings),
         asked or SlurmSettings(),
     )
-
-
-def _metric_problems(
-    report: ReportSpec | None,
-    node: Node,
-    known: list[str],
-    runs: Sequence[PlannedRun],
-) -> list[str]:
-    if report is None:
-        return []
-    where = node.at(["metrics"]).where
-    numbers = any(run.published for run in runs)
-    if report.gate is not None:
-        at = node.at(["gate"]).where
-        lacking = [f"{at}: report.gate: no row has `published` numbers"]
-        wrong = [] if numbers or not runs else lacking
-        if report.metrics or report.subsets:
-            wrong.append(f"{where}: report.metrics: with a gate it is what the rows have published")
-        return wrong
-    if numbers:
-        return [f"{node.where}: report.gate: is missing, and rows have `published` numbers"]
-    trained = any(run.spec.train.method != "cost" for run in runs if run.in_table)
-    if trained and not report.metrics:
-        return [f"{where}: report.metrics: is missing; name at least one of {', '.join(known)}"]
-    if runs and not trained and report.metrics:
-        return [f"{where}: report.metrics: no row is trained or evaluated; leave it out"]
-    wrong = [name for name in report.metrics if name not in known]
-    return [f"{where}: report.metrics: {unknown(name, known, 'metric')}" for name in wrong]
 
 
 class _Planner:
@@ -260,9 +209,11 @@ class _Planner:
             for name, number in published.value.items()
             if name not in known
         )
-        return PlannedRun(
-            row, titles.label, titles.paper, titles.published, True, spec.run_id, spec
-        )
+        chosen, where = spec.train.choose_by, merged.at(["train", "choose_by"]).where
+        if chosen is not None and chosen not in known:
+            what = unknown(chosen, known, "metric of this row")
+            raise ConfigError(f"{where}: train.choose_by: {what}")
+        return PlannedRun(row, **asdict(titles), in_table=True, run_id=spec.run_id, spec=spec)
 
     def _metrics_of(self, spec: RunSpec) -> list[str]:
         """Names of the metrics that a run has."""

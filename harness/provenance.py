@@ -24,8 +24,9 @@ from harness.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = (
-    "checkpoint", "contracts", "cost", "distributed", "evaluate", "feed", "measure", "model",
-    "reference", "resume", "run", "spec", "splits", "tokens", "train", "unpickle", "weights",
+    "batch", "cache", "checkpoint", "contracts", "cost", "distributed", "evaluate", "feed",
+    "learner", "measure", "mix", "model", "optimise", "recipe", "reference", "resume", "run",
+    "shards", "spec", "splits", "tokens", "train", "unpickle", "weights",
 )  # fmt: skip
 """modules of the harness that a result depends on"""
 PACKAGES = (
@@ -101,7 +102,9 @@ def code_digests(spec: RunSpec) -> dict[str, str]:
 def token_code(spec: RunSpec, stream: str) -> dict[str, str]:
     """The same for the tokens of one stream."""
     plugins = [DATASETS[spec.data.name], ENCODERS[spec.encoders[stream].name]]
-    return _digests(plugins, {f"harness.{name}" for name in ("contracts", "splits", "tokens")})
+    return _digests(
+        plugins, {f"harness.{name}" for name in ("cache", "contracts", "splits", "tokens")}
+    )
 
 
 def _digests(plugins: Sequence[type], names: set[str]) -> dict[str, str]:

@@ -119,6 +119,13 @@ def view(folder: RunFolder, sweeps: Sequence[str], stale: Stale | None) -> View 
         "harness.starts": ", ".join(
             f"{stream}: {told['from']}" for stream, told in said.get("loaded", {}).items()
         ),
+        "harness.stored": ", ".join(
+            f"{stream}: {how}" for stream, how in said.get("stored", {}).items()
+        ),
+        "harness.groups": "; ".join(
+            f"{group['name']}: {group['parameters']} at {group['peak_lr']:g}"
+            for group in said.get("groups", ())
+        ),
         "harness.commit": env.get("commit") or "",
         "harness.dirty": str(env.get("dirty", "")),
         "harness.fingerprint": spec["fingerprint"],

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from harness.config import ConfigError, Node, validate
+from harness.config import ConfigError, Node, node_of, overlay, validate
 from harness.contracts import Encoder, Stream
 from harness.files import content_digest
 from harness.inputs import find_input
+from harness.mix import problem
+from harness.recipe import RECIPES, TrainSpec, recipe
 from harness.registry import DATASETS, ENCODERS, FUSIONS, Registry, unknown
 from harness.site import places
-from harness.spec import EncoderSpec, PluginSpec, RunSpec, TrainSpec, dataset_of, input_files
+from harness.spec import EncoderSpec, PluginSpec, RunSpec, dataset_of, input_files
 
 
 class Resolver:
@@ -24,6 +26,7 @@ class Resolver:
         self.paths: dict[str, str] = {}
         self._facts: dict[str, tuple[Mapping[str, Stream], str, int]] = {}
         self._done: dict[tuple[str, int], tuple[Any, list[str], Node]] = {}
+        self._recipes: dict[tuple[int, bool], tuple[Node, Node]] = {}
         self._told: set[str] = set()
         """what was said to be wrong with a dataset"""
 
@@ -42,7 +45,10 @@ class Resolver:
                 if child.value is not None  # `encoders.text: null` takes a stream out of a row
             }
         if "train" in rest:
-            parts["train"] = self._once("train", rest.pop("train"), messages, None)
+            fusion = parts.get("fusion")
+            mamba = fusion is not None and FUSIONS[fusion.name].mamba
+            train = self._with_recipe(rest.pop("train"), mamba)
+            parts["train"] = self._once("train", train, messages, None)
         plain = {key: child.plain() for key, child in rest.items()}
         if messages:
             raise ConfigError(*messages, *self._lacking(parts, node))
@@ -64,6 +70,16 @@ class Resolver:
             self._done[key, id(node)] = memo
         messages += memo[1]
         return memo[0]
+
+    def _with_recipe(self, node: Node, mamba: bool) -> Node:
+        """The settings of training over those of the recipe they name; one node for equal ones."""
+        named = node.get("recipe")
+        if named is None or named.value not in RECIPES:
+            return node
+        if (id(node), mamba) not in self._recipes:
+            below = node_of(recipe(named.value, mamba), named.where)
+            self._recipes[id(node), mamba] = (overlay(below, node), node)
+        return self._recipes[id(node), mamba][0]
 
     def _plugin(self, key: str, node: Node, registry: Registry[Any]) -> PluginSpec:
         model = EncoderSpec if registry is ENCODERS else PluginSpec
@@ -161,6 +177,8 @@ class Resolver:
                     f"{where}: encoders.{stream}.name: {encoder.name!r} reads {kinds}, "
                     f"but {stream!r} is {streams[stream].kind}"
                 )
+        if not messages:
+            messages = [*_stored(spec, streams, node), *_mixing(spec, streams, node)]
         if messages:
             raise ConfigError(*messages)
         return spec.model_copy(update={"fingerprint": digest})
@@ -171,3 +189,18 @@ def _train(node: Node) -> TrainSpec:
     if messages:
         raise ConfigError(*messages)
     return cast(TrainSpec, value)
+
+
+def _stored(spec: RunSpec, streams: Mapping[str, Stream], node: Node) -> Iterator[str]:
+    """What is asked of stored tokens that only others have."""
+    for stream, encoder in spec.encoders.items():
+        where, key = node.at(["encoders", stream]).where, f"encoders.{stream}"
+        if not encoder.frozen and (encoder.views or encoder.cache != "float32"):
+            yield f"{where}: {key}: views and cache are for `frozen: true`; it is trained here"
+        elif encoder.views and (encoder.cache == "none" or streams[stream].kind != "video"):
+            yield f"{where}: {key}.views: augmented views are of stored tokens of a video"
+
+
+def _mixing(spec: RunSpec, streams: Mapping[str, Stream], node: Node) -> Iterator[str]:
+    if (why := problem(spec, streams)) is not None:
+        yield f"{node.at(['train']).where}: {why}"

@@ -1,7 +1,8 @@
 """Where the training of a run stands, kept so that it can go on at that very step.
 
-A checkpoint holds weights, optimiser, every rank's random state, and the place: how many epochs and
-steps are behind it, and what has been summed in the epoch that is not over.
+A checkpoint holds what the learner needs (weights, optimiser, ...), every rank's random state, and
+the place: how many epochs and steps are behind it, and what has been summed in the epoch that is
+not over.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any
 import torch
 
 from harness.distributed import Group
+from harness.learner import Learner
 from harness.lease import Lease
-from harness.model import Model
 from harness.store import RunFolder
 
 CHECKPOINT_SECONDS = 600.0
@@ -50,11 +51,9 @@ class Keeper:
         folder: RunFolder,
         lease: Lease | None,
         group: Group,
-        model: Model,
-        optimiser: torch.optim.Optimizer,
+        learner: Learner,
     ) -> None:
-        self.folder, self.lease, self.group = folder, lease, group
-        self.model, self.optimiser = model, optimiser
+        self.folder, self.lease, self.group, self.learner = folder, lease, group, learner
         self._saved = time.monotonic()
 
     def due(self) -> bool:
@@ -68,8 +67,7 @@ class Keeper:
             return
         state = {
             **asdict(place),
-            "model": self.model.trained_state(),
-            "optimiser": self.optimiser.state_dict(),
+            **self.learner.state(),
             "random": random,
         }
         whole = io.BytesIO()  # torch would hide why writing failed, e.g. a full disk
@@ -88,11 +86,7 @@ class Keeper:
         state = found[1] if found else torch.load(file, map_location="cpu", weights_only=True)
         if _place(state) != place:
             raise ValueError(f"{file}: stands at {_place(state)}, rank 0 reads {place} there")
-        missing = self.model.load_state_dict(state["model"], strict=False).missing_keys
-        frozen = tuple(f"encoders.{stream}." for stream in self.model.frozen)
-        if any(not name.startswith(frozen) for name in missing):
-            raise ValueError(f"{file}: lacks {missing}")
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.learner.load_state(state, str(file))
         self._set_random(state)
         return place
 

@@ -155,9 +155,9 @@ def _run(job: _Job, threads: int) -> None:
             remove_partial(folder.path)
             folder.write_env(env)
             folder.add_attempt({**me(), "time": started, "commit": env["commit"]})
-    _fix_randomness(spec.seed, threads)
+    fix_randomness(spec.seed, threads)
     IMPLEMENTATIONS.clear()
-    needed = _needed_weights(job.store, spec)
+    needed = needed_weights(job.store, spec)
     if spec.train.method == "cost":
         counted = {**cost(spec, dataset, paths), **measure(spec, dataset, paths, device)}
         found: dict[str, Any] | None = {"metrics": {}, "cost": counted}
@@ -191,7 +191,7 @@ def _learn(
 ) -> dict[str, Any] | None:
     """Train and evaluate; rank 0 writes weights and predictions, and has the rest of the result."""
     folder, lease, group = job.folder, job.lease, job.group
-    model, loaded = _build(spec, dataset, paths, needed, told=group.rank == 0)
+    model, loaded = build(spec, dataset, paths, needed, told=group.rank == 0)
     group.align(model)
     model.to(device)
     splits = ("select", "test") if spec.train.method == "evaluate" else ("train", "select", "test")
@@ -202,18 +202,23 @@ def _learn(
             split: Feed(spec, dataset, split, model, device, tokens, workers) for split in splits
         }
 
-    # the tokens of frozen encoders are computed and stored by rank 0, and read by the others
-    feeds = group.in_turn(feed_all) if model.frozen else feed_all()
+    # ranks that lack tokens of frozen encoders compute them together, each other shards
+    feeds = feed_all()
     counted = cost(spec, dataset, paths) if group.rank == 0 else {}
     torch.manual_seed(group.seed(spec.seed))  # the store of tokens may have drawn numbers or not
     predictions: Mapping[str, Predictions | None]
+    trained: Mapping[str, Any] = {}
+    stored = {
+        stream: f"{'given' if model.encoders[stream].passes_on else 'cached'} {file.precision}"
+        for stream, file in feeds["test"].stored.items()
+    }
     if spec.train.method == "logistic_regression":
         from harness import reference  # scikit-learn, which no other run needs
 
         predictions, counted["coefficients"] = reference.fit(spec, model, feeds, dataset.targets)
     else:
         if spec.train.method == "gradient":
-            train(spec, model, feeds, folder, lease, job.on_step, group, job.stop)
+            trained = train(spec, model, feeds, folder, lease, job.on_step, group, job.stop)
         predictions = {
             split: predict(model, feeds[split], spec, group) for split in ("select", "test")
         }
@@ -234,6 +239,8 @@ def _learn(
         "ceiling": ceiling_name(spec, model),
         "cost": counted,
         "loaded": loaded,
+        "stored": stored,
+        **trained,
         "samples": {split: len(feed) for split, feed in feeds.items()},
         "bad_samples": {
             split: {name: why for of_rank in bad for name, why in of_rank[split].items()}
@@ -249,7 +256,7 @@ def ceiling_name(spec: RunSpec, model: Model) -> str:
     return "additive" if model.fusion.additive and spec.head == "linear" else "joint"
 
 
-def _build(
+def build(
     spec: RunSpec, dataset: Dataset, paths: Paths, needed: Path | None, told: bool
 ) -> tuple[Model, dict[str, Any]]:
     """The model with its starting weights, and what was loaded from where.
@@ -288,7 +295,8 @@ def _train_raws(dataset: Dataset, stream: str) -> list[Any]:
     return [sample.streams[stream] for sample in samples]
 
 
-def _needed_weights(store: Store, spec: RunSpec) -> Path | None:
+def needed_weights(store: Store, spec: RunSpec) -> Path | None:
+    """Weights of the run that this one starts from. Raises ValueError where it is not done."""
     if "weights" not in spec.needs:
         return None
     folder = store.run(spec.needs["weights"])
@@ -297,7 +305,8 @@ def _needed_weights(store: Store, spec: RunSpec) -> Path | None:
     return folder.weights_file
 
 
-def _fix_randomness(seed: int, threads: int) -> None:
+def fix_randomness(seed: int, threads: int) -> None:
+    """Seeds, threads and deterministic algorithms of this process."""
     torch.set_num_threads(threads)
     random.seed(seed)
     np.random.seed(seed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -19,6 +19,7 @@ from pydantic import Field
 from harness.config import Config
 from harness.contracts import Dataset, PluginConfig
 from harness.files import content_digest
+from harness.recipe import LATER_IN_RATES, LATER_IN_TRAINING, PeakLr, TrainSpec
 from harness.registry import DATASETS, Registry
 
 SPEC_VERSION: Final = 2
@@ -39,69 +40,19 @@ class PluginSpec(Config):
 class EncoderSpec(PluginSpec):
     frozen: bool = False
     """not trained; its tokens are computed once and shared by all runs that need them"""
+    cache: Literal["float32", "float16", "bfloat16", "none"] = "float32"
+    """of a frozen encoder: how its tokens are stored; `none`: they are computed in every epoch"""
+    views: int = Field(default=0, ge=0)
+    """of a frozen encoder: augmented views of each training sample that are stored, taken in turn
+    by the passes over the data; 0: the sample as it is"""
     init: str | None = None
     """`random`, `pretrained:<file>` or `finetuned:<file>`: a state dict of the encoder or a
     published checkpoint; of the latter a `finetuned` one must be complete, and its classifiers are
     loaded too where they fit. `random` gives way to `needs.weights`. None: the encoder's default"""
 
 
-class PeakLr(Config):
-    """Learning rate after warm-up, per parameter group (paper sec. 4.1: 1e-3, Mamba block 3e-3)."""
-
-    encoder: float = Field(default=1e-3, ge=0)
-    """encoders that are not frozen"""
-    fusion: float = Field(default=1e-3, ge=0)
-    """the fusion head"""
-    head: float = Field(default=1e-3, ge=0)
-    """the classifiers"""
-
-
-class TrainSpec(Config):
-    """How a run is trained. Defaults: paper sec. 4.1; what it leaves open is said per field."""
-
-    method: Literal["gradient", "logistic_regression", "evaluate", "cost"] = "gradient"
-    """`logistic_regression`: scikit-learn on the mean tokens; a reference row, not in the paper.
-    `evaluate`: nothing is trained, a fine-tuned checkpoint is scored as it is. `cost`: only the
-    cost of the model is counted"""
-    epochs: int = Field(default=100, gt=0)
-    """epochs of `steps_per_epoch` steps; metrics and a checkpoint are written after each"""
-    steps_per_epoch: int | None = Field(default=None, gt=0)
-    """optimiser steps per epoch; None: one pass over the train split, last short batch dropped"""
-    batch_size: int = Field(default=128, gt=0)
-    """samples per optimiser step, over all processes of a run together; `evaluate`: items that are
-    scored at once"""
-    optimiser: Literal["sgd", "adamw"] = "sgd"
-    """not in the paper; SGD is the default of the recipe its schedule is taken from"""
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    """of SGD; not in the paper"""
-    weight_decay: float = Field(default=4e-5, ge=0)
-    """not in the paper; never on 1-D parameters, A_log and D"""
-    start_lr: float = Field(default=1e-6, ge=0)
-    """learning rate at the first step of the warm-up"""
-    peak_lr: PeakLr = PeakLr()
-    end_lr: float = Field(default=1e-5, ge=0)
-    """learning rate at the last step of the half-cosine"""
-    warmup_epochs: float = Field(default=2, ge=0)
-    """length of the linear warm-up"""
-    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
-    """of each cross-entropy; not in the paper, 0.1 in the recipes it builds on"""
-    clip_norm: float | None = Field(default=None, gt=0)
-    """largest norm of the whole gradient; None: not clipped"""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: autocast, parameters stay float32"""
-    logistic_c: float = Field(default=1.0, gt=0)
-    """inverse strength of the L2 penalty of `logistic_regression`"""
-    bad_samples: Literal["repeat", "skip", "fail"] = "fail"
-    """where a training sample cannot be read: the next one that can is taken twice, or the batch is
-    smaller, or the run fails; frozen encoders know no smaller batch and repeat. All are counted"""
-    bad_test_samples: Literal["skip", "fail"] = "fail"
-    """the same for `select` and `test`; what is skipped is not scored, and the result says how many
-    were; frozen encoders fail"""
-
-
-LATER = ("bad_samples", "bad_test_samples")
-"""settings of training that came after the version: at their defaults they are not hashed, so that
-what was run before them keeps its id"""
+LATER_IN_ENCODERS = ("cache", "views")
+"""as LATER_IN_TRAINING"""
 
 
 class RunSpec(Config):
@@ -128,15 +79,24 @@ class RunSpec(Config):
     def canonical(self) -> str:
         """The JSON that is hashed: sorted keys, no spaces, without what is LATER and as ever."""
         plain = self.model_dump(mode="json")
-        for name in LATER:
-            if plain["train"][name] == TrainSpec.model_fields[name].default:
-                del plain["train"][name]
+        without_defaults(plain["train"], TrainSpec, LATER_IN_TRAINING)
+        without_defaults(plain["train"]["peak_lr"], PeakLr, LATER_IN_RATES)
+        for encoder in plain["encoders"].values():
+            without_defaults(encoder, EncoderSpec, LATER_IN_ENCODERS)
+        del plain["train"]["recipe"]  # its settings are there, whatever they were called
         return json.dumps(plain, sort_keys=True, separators=(",", ":"))
 
     @property
     def run_id(self) -> str:
         """First 12 hex digits of the SHA-256 of `canonical()`."""
         return hashlib.sha256(self.canonical().encode()).hexdigest()[:12]
+
+
+def without_defaults(plain: dict[str, Any], model: type[Config], names: Sequence[str]) -> None:
+    """Take out of `plain`, the JSON of a `model`, what has its default among `names`."""
+    for name in names:
+        if plain[name] == model.model_fields[name].default:
+            del plain[name]
 
 
 def input_files(config: type[PluginConfig]) -> Iterator[str]:

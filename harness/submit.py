@@ -16,11 +16,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from harness.config import ConfigError
 from harness.job import Job
 from harness.launch import Outcome
 from harness.plan import PlannedRun, Sweep
 from harness.provenance import ROOT, source
+from harness.refusals import advised, check_setup, check_shares
 from harness.slurm import (
     SlurmError,
     SlurmSettings,
@@ -37,7 +37,6 @@ from harness.slurm import (
 from harness.snapshot import path_line, take
 from harness.store import Store
 
-SETUP_SECONDS = 120
 LIMITS = ("limit", "MaxSubmit", "MaxJobs")
 """words in what sbatch says when there is no room, rather than a mistake"""
 
@@ -69,8 +68,10 @@ class How:
 def submit(store: Store, sweep: Sweep, runs: Sequence[PlannedRun], how: How) -> Submitted:
     """Submit `runs`, those of the sweep without a result, except what is in the queue already.
 
-    Raises SlurmError with SLURM's own words; then nothing of this command stays in the queue.
+    Raises SlurmError with SLURM's own words, or ConfigError; then nothing of this command stays in
+    the queue.
     """
+    check_shares(sweep, how.settings)
     check_setup(how.settings)
     with store.submitting():
         done = Submitted(queued=active(store, [run.run_id for run in runs]))
@@ -269,51 +270,3 @@ def _words(error: Exception) -> str:
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     said = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in lines]
     return " ".join(said) if said else type(error).__name__
-
-
-ADVICE = {
-    "partition": "`sinfo -s` lists the partitions there are; set slurm.partition",
-    "account": "`sacctmgr show assoc user=$USER` lists your accounts; set slurm.account",
-    "node configuration": "no node of the partition has that much: lower slurm.gpus_per_node, "
-    "cpus_per_task, mem_gb or nodes (`sinfo -o '%P %c %m %G'` shows what nodes have)",
-    "qos": "`sacctmgr show qos` lists them; set slurm.qos",
-    "time limit": "`sinfo -o '%P %l'` shows the limits; lower slurm.time_minutes",
-    "reservation": "`scontrol show reservation` lists them; set slurm.options.reservation",
-    "feature": "`sinfo -o '%P %f'` lists features; set slurm.constraint",
-    "gres": "`sinfo -o '%P %G'` lists what nodes have; set slurm.gpus_per_node or options.gres",
-}
-
-
-def advised(error: SlurmError, settings: SlurmSettings) -> SlurmError:
-    """The same with what to do, and what was asked."""
-    said = str(error).lower()
-    found = next((text for word, text in ADVICE.items() if word in said), None)
-    asked = ", ".join(
-        f"{name} {value}"
-        for name in (
-            "partition", "account", "qos", "constraint", "nodes", "gpus_per_node", "cpus_per_task",
-            "mem_gb", "time_minutes", "options",
-        )
-        if (value := getattr(settings, name))
-    )  # fmt: skip
-    return SlurmError(f"{error} (asked for: {asked}). {found or 'nothing was submitted'}")
-
-
-def check_setup(settings: SlurmSettings) -> None:
-    """Try the lines of `setup` here. Raises ConfigError with the shell's words."""
-    if not settings.setup or not settings.check_setup:
-        return
-    lines = ["set -eE", "trap 'echo \"in: $BASH_COMMAND\" >&2' ERR", *settings.setup]
-    try:
-        tried = subprocess.run(
-            ["bash", "-c", "\n".join(lines)],
-            capture_output=True, text=True, timeout=SETUP_SECONDS, check=False,
-        )  # fmt: skip
-        said, failed = tried.stderr.strip(), tried.returncode != 0
-    except subprocess.TimeoutExpired:
-        said, failed = f"not over after {SETUP_SECONDS} s", True
-    if failed:
-        raise ConfigError(
-            f"slurm.setup: fails here: {' '.join(said.split()) or 'without a word'}. If these "
-            f"lines can only work on a node, set slurm.check_setup: false. Nothing was submitted"
-        )

@@ -16,7 +16,7 @@ from harness.config import ConfigError, Node, kind_of, node_of, overlay, undot
 from harness.sweepfile import SweepFile
 
 MAX_RUNS = 100_000
-ROW_KEYS = ("label", "paper", "published", "seeds")
+ROW_KEYS = ("label", "paper", "block", "published", "seeds")
 """what a row says beside its settings"""
 
 
@@ -28,6 +28,8 @@ class Titles:
     """the row's name in print"""
     paper: str | None = None
     """the paper's name of the same row, if it has one"""
+    block: str | None = None
+    """part of the table it stands in: rows of different blocks are not compared"""
     published: Mapping[str, float] = field(default_factory=dict)
     """metric -> what its authors report, %"""
 
@@ -37,7 +39,7 @@ def titles_of(row: str, node: Node) -> Titles:
     given = {key: node.value[key] for key in ROW_KEYS if key in node.value}
     refuse(
         f"{given[key].where}: {key}: text is needed, not {kind_of(given[key].value)}"
-        for key in ("label", "paper")
+        for key in ("label", "paper", "block")
         if key in given and not isinstance(given[key].value, str)
     )
     numbers = given.get("published") or Node({}, node.where)
@@ -52,7 +54,7 @@ def titles_of(row: str, node: Node) -> Titles:
         for metric, number in numbers.value.items()
         if not _is_percent(number.value)
     )
-    texts = {key: given[key].value for key in ("label", "paper") if key in given}
+    texts = {key: given[key].value for key in ("label", "paper", "block") if key in given}
     published = {metric: float(number.value) for metric, number in numbers.value.items()}
     return Titles(**{"label": row, **texts}, published=published)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.config import ConfigError
-from harness.plan import ReportSpec
 from harness.registry import unknown
+from harness.reportspec import ReportSpec
 from harness.store import Store
 from harness.track import key, tracked
 from reports.footnotes import cost_footnotes, results_footnotes
@@ -65,18 +66,37 @@ def build(
                 table = cost_table(title, where, rows, notes)
                 texts.append(_write(table, out, _cost_stem(record)))
             else:
-                told = list(stamps(rows, gated))
-                notes = results_footnotes(report, _preset(record), store, rows, told)
-                table = results_table(report, where, store, rows, notes)
-                texts.append(_write(table, out, stem))
                 from reports.figures import write_figures  # matplotlib, which costs do not need
 
-                write_figures(report, rows, uri, out, stem)
+                for block, its in _blocks(rows).items():
+                    title, file = (report.title, stem)
+                    if block:
+                        title, file = f"{title}: {block}", f"{stem}-{_slug(block)}"
+                    part = report.model_copy(update={"title": title})
+                    told = list(stamps(its, gated))
+                    notes = results_footnotes(part, _preset(record), store, its, told)
+                    table = results_table(part, where, store, its, notes)
+                    texts.append(_write(table, out, file))
+                    write_figures(part, its, uri, out, file)
     return "\n".join(texts)
 
 
 def _preset(record: Record) -> str:
     return record["preset"] or "plain"
+
+
+def _blocks(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by the part of the table they stand in, in order; each is a table and figures of its
+    own."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.block, []).append(row)
+    return found
+
+
+def _slug(text: str) -> str:
+    """For a file's name: `Paper cost: patch tokens` -> `paper-cost-patch-tokens`."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def _chosen(

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from harness.plan import ReportSpec
+from harness.reportspec import ReportSpec
 from harness.track import history, key
 from reports.numbers import heading
 from reports.rows import Row, SeedResult

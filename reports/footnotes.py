@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from harness.costing import parts as parts_of
-from harness.plan import ReportSpec
+from harness.reportspec import ReportSpec
 from harness.store import Store
 from reports.numbers import MINUS, heading, points, share, target_of
 from reports.published import published
@@ -165,6 +165,11 @@ def _reading(report: ReportSpec, rows: Sequence[Row]) -> Iterator[str]:
         f"if paired t tests over at least 3 seeds, and over the {_clusters(rows)} of the test "
         f"split, both set it apart from the second-best (p < 0.05)."
     )
+    best = {row.params.get("train.choose_by") for row in rows if _chose(row)}
+    for metric in sorted(best, key=str):
+        what = "mean top-1" if metric in (None, "None") else metric
+        labels = [r.label for r in rows if _chose(r) and r.params.get("train.choose_by") == metric]
+        yield f"{', '.join(labels)}: weights of the best epoch on the select split ({what})."
     if any(len(seed.runs) > 1 for row in rows for seed in row.done):
         yield "The runs of a seed (folds) are scored as one, on all their test samples together."
     if any(row.ceiling(metric) is not None for row in rows for metric in report.metrics):
@@ -187,6 +192,11 @@ def _reading(report: ReportSpec, rows: Sequence[Row]) -> Iterator[str]:
                 "stream can have 1 too."
             )
         yield note
+
+
+def _chose(row: Row) -> bool:
+    """Whether an epoch was chosen; else the last counts."""
+    return row.params.get("train.choose") == "best"
 
 
 def _unreadable(store: Store, rows: Sequence[Row]) -> Iterator[str]:
@@ -257,13 +267,13 @@ def _encoders(rows: Sequence[Row]) -> Iterator[str]:
 
 def _encoder(row: Row, stream: str) -> str:
     prefix = f"encoders.{stream}"
-    tokens = row.params.get(f"{prefix}.options.tokens")
-    frozen = "frozen" if row.params.get(f"{prefix}.frozen") == "True" else "trained"
-    about = [f"{tokens} tokens"] if tokens else []
     kind, _, digest = row.params.get(f"{prefix}.init", "").partition(":sha256:")
+    about = row.tokens(stream)
+    if not about or about[0].endswith(" tokens"):  # not stored
+        about.append("frozen" if row.params.get(f"{prefix}.frozen") == "True" else "trained")
     if digest:
         about.append(f"{kind} {digest[:8]}")
-    return f"{row.params[f'{prefix}.name']} ({', '.join([*about, frozen])})"
+    return f"{row.params[f'{prefix}.name']} ({', '.join(about)})"
 
 
 def _stale(rows: Sequence[Row]) -> Iterator[str]:

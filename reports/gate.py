@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.plan import ReportSpec
+from harness.reportspec import ReportSpec
 from harness.store import Store
 from harness.track import Tracked
 from reports.footnotes import origin, samples_of

@@ -54,6 +54,8 @@ class Row:
     """whether its test samples come in groups: subjects, videos"""
     published: Mapping[str, float] = field(default_factory=dict)
     """metric -> what the authors of its checkpoint report, %"""
+    block: str = ""
+    """part of the table it stands in: rows of different blocks are not compared"""
 
     @property
     def done(self) -> tuple[SeedResult, ...]:
@@ -90,14 +92,27 @@ class Row:
         return {"run": "from a run"}.get(found.get(stream, ""), found.get(stream, "random"))
 
     def _about(self, stream: str) -> str:
-        """`patch tokens, random`; where only cost is counted `patch tokens`."""
+        """`cached, tokens: patch, fp16, random`, or `patch tokens, random`; where only cost is
+        counted `patch tokens`."""
         tokens = self.params.get(f"encoders.{stream}.options.tokens")
         start = self.start(stream)
         named = tokens or start in ("pretrained", "finetuned")
-        told = [f"{tokens} tokens" if tokens else "", start if named else ""]
+        told = [*self.tokens(stream), start] if named else []
         if self.params.get("train.method") == "cost":
-            told.pop()
-        return ", ".join(filter(None, told))
+            told = told[:-1]
+        return ", ".join(told)
+
+    def tokens(self, stream: str) -> list[str]:
+        """What a stream's tokens are, in words: `cached`, `tokens: frame`, `fp16`, `4 views`."""
+        kind = self.params.get(f"encoders.{stream}.options.tokens")
+        tag = self.runs[0].tags.get("harness.stored", "") if self.runs else ""
+        stored = dict(part.split(": ", 1) for part in tag.split(", ") if part)
+        how, _, precision = stored.get(stream, "").partition(" ")
+        if not how:
+            return [f"{kind} tokens"] if kind else []
+        views = int(self.params.get(f"encoders.{stream}.views", 0))
+        told = [how, f"tokens: {kind}" if kind else "", precision]
+        return [*filter(None, told), *([f"{views} views"] if views else [])]
 
     @property
     def information(self) -> str:
@@ -193,7 +208,8 @@ def _row(
         grouped = bool((said.groups != "").any())
     told = runs[0].get("published", {})  # records of older versions have none
     told = {metric: told[metric] for metric in in_order(told)}
-    return Row(name, runs[0]["label"], runs[0]["paper"], seeds, samples, counts, grouped, told)
+    label, paper, block = runs[0]["label"], runs[0]["paper"], runs[0].get("block", "")
+    return Row(name, label, paper, seeds, samples, counts, grouped, told, block)
 
 
 def _seed(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.plan import ReportSpec
+from harness.reportspec import ReportSpec
 from harness.store import Store
 from reports.numbers import MINUS, NONE, heading, percent, points, share, size, target_of
 from reports.published import Published, comparable, paper_tables, published

@@ -6,7 +6,7 @@ import numpy as np
 
 from harness import track
 from harness.evaluate import Predictions, scores
-from harness.plan import ReportSpec
+from harness.reportspec import ReportSpec
 from harness.spec import EncoderSpec, PluginSpec, RunSpec, TrainSpec
 from harness.store import Store
 from reports.build import build
@@ -74,10 +74,11 @@ class Bench:
     def uri(self):
         return track.uri(self.store)
 
-    def plan(self, row, label, spec, paper=None, in_table=True):
+    def plan(self, row, label, spec, paper=None, in_table=True, block=None):
         folder = self.store.run(spec.run_id)
         folder.write_spec(spec.model_dump(mode="json"), {})
         known = {"row": row, "label": label, "paper": paper, "in_table": in_table}
+        known |= {"block": block} if block else {}
         self.runs.append({**known, "seed": spec.seed, "run_id": spec.run_id})
         return folder
 
@@ -105,6 +106,7 @@ class Bench:
                     "bad_samples": {split: dict.fromkeys(ids, "why") for split, ids in bad},
                     "finished": 1e9 + 10,
                     "started": 1e9,
+                    "stored": {"video": "cached fp16"} if spec["encoders"].get("video") else {},
                 }
             )
 

@@ -330,3 +330,39 @@ def test_the_papers_tables_are_run_on_it_from_end_to_end(folder, table):
     names = set(result["metrics"])
     assert {"test/action_top1_3806", "test/verb_recall5[tail]", "test/noun_top1[unseen]"} <= names
     assert ("test/action_top1[unobserved]" in names) == (table == "table2")
+
+
+def test_table_3_asks_two_questions_at_the_papers_scale(folder, monkeypatch):
+    """All heads on the same few tokens, and each on what Table 4 counts."""
+    roberta = folder / "roberta-3"
+    roberta.mkdir()
+    texts = (folder / "questions.jsonl").read_text().splitlines()
+    tiny_roberta.write(roberta, texts, 130)
+    settings = [s.replace("pretrained:roberta", f"pretrained:{roberta}") for s in SMALL]
+    settings = [s.replace("width=16", "width=24") for s in settings]  # for 12 heads
+    monkeypatch.chdir(folder)
+    runs = plan(ROOT / "sweeps" / "table3.yaml", "ek100", settings).runs
+    blocks: dict[str, list] = {}
+    for run in runs:
+        blocks.setdefault(run.block, []).append(run)
+    matched, cost = blocks["all heads on frame tokens"], blocks["at the paper's cost"]
+    assert len(blocks) == 2
+    tokens = [
+        {
+            run.spec.encoders["video"].options["tokens"]
+            for run in block
+            if "video" in run.spec.encoders
+        }
+        for block in (matched, cost)
+    ]
+    assert tokens == [{"frame"}, {"patch"}]
+    assert {run.spec.head for run in matched} == {"linear"}
+    assert {run.spec.head for run in cost} == {"pre_logits"}  # as in Table 4
+    assert [run.paper for run in cost] == [
+        "MLP", "Transformer (6x4)", "Transformer (12x12)", "MambaVL",
+    ]  # fmt: skip
+    assert cost[2].spec.fusion.options["pool"] == {"video": 8, "text": 1}
+    rates = {run.label: run.spec.train.peak_lr.fusion for run in cost}
+    assert rates["MambaVL (shared A)"] == 3e-3
+    assert rates["MLP"] == 1e-3
+    assert all(run.block is None for run in plan(ROOT / "sweeps" / "table3.yaml").runs)

@@ -376,7 +376,7 @@ def test_frozen_video_and_live_text_stay_together_where_a_clip_is_repeated(root,
     model.encoders["text"].fit(["what is used"])
     feed = Feed(spec, dataset, "train", model, torch.device("cpu"), root / "tokens")
     assert feed.bad == counted[0]
-    file = feed.frozen["video"]
+    file = feed.stored["video"]
     ids = [segment.narration_id for segment in dataset.split("train").seen]
     taken = [str(name) for batch in feed.batches(8) for name in batch.labels.ids]
     assert len(taken) == len(ids)

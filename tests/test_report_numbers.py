@@ -10,7 +10,7 @@ import pytest
 from report_bench import KITCHEN, Bench, kitchen, kitchen_spec
 
 from harness import track
-from harness.plan import ReportSpec
+from harness.reportspec import ReportSpec
 from harness.store import Store
 from harness.track import Tracked
 from reports import figures

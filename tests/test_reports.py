@@ -10,7 +10,7 @@ from report_bench import KITCHEN, Bench, kitchen, kitchen_spec, write_kitchen, w
 
 from harness import track
 from harness.config import ConfigError
-from harness.plan import ReportSpec
+from harness.reportspec import ReportSpec
 from harness.spec import TrainSpec
 from harness.store import Store
 from reports import figures, rows
@@ -78,7 +78,7 @@ def test_one_seed_is_shown_as_such_and_without_a_spread(table3):
 
 def test_rows_stand_in_the_order_of_the_sweep_and_none_is_dropped(table3):
     labels = [row.split(" | ")[0] for row in table3.splitlines() if row.startswith("| ")][1:]
-    start = " [patch tokens, random]"
+    start = " [cached, tokens: patch, fp16, random]"
     done = [f"Video only{start}", f"Late logits{start} †", f"MLP{start}"]
     wanted = [*done, f"MambaVL (shared A){start}", "Transformer", "Broken"]
     assert labels[1:7] == [f"| {label}" for label in wanted]
@@ -151,7 +151,7 @@ def test_the_footnotes_say_how_and_from_what_the_numbers_came(table3):
     assert "Scores in % on the test split, 100 samples" in table3
     assert "seeds (0, 1, 2)" in table3
     assert "simkitchen (ffffffff). Preset: demo." in table3
-    assert "video: tubes (patch tokens, frozen)" in table3
+    assert "video: tubes (cached, tokens: patch, fp16)" in table3
     assert "text: words (trained)" in table3
     assert "10 runs, commit 0123456789; 3 of them with uncommitted changes" in table3
     assert "A note of the sweep" in table3
@@ -302,3 +302,27 @@ def test_accuracy_is_drawn_against_gflops_with_its_spread(bench):
     point, _, (spread,) = by_label["MLP"].lines
     assert (point.get_xdata()[0], point.get_ydata()[0]) == pytest.approx((0.0042, 92))
     assert spread.get_segments()[0][:, 1] == pytest.approx([90, 94])
+
+
+def test_blocks_are_tables_and_figures_of_their_own(tmp_path):
+    """Rows of one are not compared with those of another, nor drawn beside them."""
+    bench = Bench(Store(tmp_path / "runs"))
+    track.prepare(bench.store)
+    for block, right in (("few tokens", (45, 45)), ("at the paper's cost", (40, 30))):
+        for name, less in (("MLP", 0), ("Mean", 10)):
+            for seed in range(3):
+                spec = kitchen_spec(f"{name}-{block}", seed)
+                folder = bench.plan(f"{name} {block}", name, spec, block=block)
+                bench.finish(folder, kitchen([r - less for r in right], (20, 20)))
+    bench.write_sweep("table3", "demo", KITCHEN)
+    track.collect(bench.store)
+    told = bench.report(tmp_path / "out")
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    for stem in ("table3-demo-few-tokens", "table3-demo-at-the-paper-s-cost"):
+        assert {f"{stem}.md", f"{stem}.csv", f"{stem}.tex"} <= names
+        assert {f"{stem}-curves.png", f"{stem}-accuracy-cost.pdf"} <= names
+        text = (tmp_path / "out" / f"{stem}.md").read_text()
+        assert text.count("| MLP [") == text.count("| Mean [") == 1
+    assert "table3-demo.md" not in names
+    assert "### Table 3. Fusion heads: few tokens" in told
+    assert "### Table 3. Fusion heads: at the paper's cost" in told

@@ -14,7 +14,8 @@ import torch
 from conftest import TINY
 from safetensors.torch import load_file
 
-from harness import tokens
+from harness import cache
+from harness.cache import wanted
 from harness.cli import main
 from harness.data.simkitchen import SimKitchen
 from harness.evaluate import scores
@@ -28,7 +29,6 @@ from harness.spec import dataset_of
 from harness.splits import fetch
 from harness.states import plan_table, stale_runs, state_of
 from harness.store import Store
-from harness.tokens import token_key
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -265,14 +265,18 @@ def test_tokens_of_other_weights_or_other_code_are_other_tokens(store, sweep_fil
     spec = plan(sweep_file("runs: {a: {encoders.text.frozen: true}}\n")).runs[0].spec
     dataset = dataset_of(spec, {})
     first, second = (Model(spec, dataset, {}).encoders["text"] for _ in range(2))
-    key = token_key(spec, "text", "test", first)
-    assert token_key(spec, "text", "test", first) == key
-    assert token_key(spec, "text", "train", first) != key
-    assert token_key(spec, "text", "test", second) != key
+
+    def key_of(split, encoder):
+        return wanted(spec, dataset, "text", split, encoder).key
+
+    key = key_of("test", first)
+    assert key_of("test", first) == key
+    assert key_of("train", first) != key
+    assert key_of("test", second) != key
     second.load_state_dict(first.state_dict())
-    assert token_key(spec, "text", "test", second) == key
-    monkeypatch.setattr(tokens, "token_code", lambda *_: {"backbones.word_transformer": "edited"})
-    assert token_key(spec, "text", "test", first) != key
+    assert key_of("test", second) == key
+    monkeypatch.setattr(cache, "token_code", lambda *_: {"backbones.word_transformer": "edited"})
+    assert key_of("test", first) != key
 
 
 def test_a_run_is_stale_when_what_it_needed_was_made_anew(store, sweep_file):

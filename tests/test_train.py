@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from harness.learner import total_loss
+from harness.optimise import learning_rate, parameter_groups
 from harness.registry import FUSIONS
 from harness.spec import TrainSpec
 from harness.splits import batch_indices
-from harness.train import learning_rate, parameter_groups, total_loss
 
 
 def test_the_rate_climbs_linearly_then_falls_along_half_a_cosine():

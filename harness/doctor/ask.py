@@ -22,9 +22,10 @@ from harness.doctor.visit import MEETING, REQUEST, examine
 from harness.files import read_json, write_json
 from harness.finding import Finding
 from harness.plan import Sweep
+from harness.refusals import advised, check_setup
 from harness.slurm import Queued, SlurmError, SlurmSettings, cancel, queue
 from harness.store import Store
-from harness.submit import How, advised, asked_for, check_request, check_setup, prepare_code, send
+from harness.submit import How, asked_for, check_request, prepare_code, send
 
 LOCAL_TASKS = 2
 LOOK_SECONDS = 2.0

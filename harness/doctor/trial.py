@@ -27,12 +27,13 @@ from harness.distributed import Group
 from harness.doctor.machine import words
 from harness.feed import Feed
 from harness.finding import Finding
+from harness.learner import Learner, autocast
 from harness.loader import drawn
 from harness.model import Model, load_weights
 from harness.registry import load_plugins
 from harness.spec import Paths, RunSpec, dataset_of
 from harness.splits import fetch
-from harness.train import evaluation_batch, make_optimiser, parameter_groups, train_step
+from harness.train import evaluation_batch
 
 if TYPE_CHECKING:
     from harness.doctor.visit import Visit
@@ -124,7 +125,7 @@ def take(spec: RunSpec, paths: Paths, threads: int) -> Taken:
     return Taken(
         step_seconds=step,
         run_seconds=spec.train.epochs * each_epoch + sizes["test"] * evaluating,
-        encode_seconds=sum(sizes.values()) * encoding / len(feed) if feed.frozen else 0.0,
+        encode_seconds=sum(sizes.values()) * encoding / len(feed) if feed.stored else 0.0,
         memory_gb=_most_memory_gb(),
         gpu_gb=torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0,
     )
@@ -133,12 +134,12 @@ def take(spec: RunSpec, paths: Paths, threads: int) -> Taken:
 def _steps(spec: RunSpec, model: Model, feed: Feed, device: torch.device) -> float:
     """Seconds of one step, the median."""
     model.train()
-    optimiser = make_optimiser(parameter_groups(model, spec.train), spec.train)
+    learner = Learner(spec, model, feed.dataset, Group(), device)
     times: list[float] = []
     batches = feed.training(0, sys.maxsize, range(spec.train.batch_size))
     while len(times) < WARM_UP + STEPS or sum(times) < LEAST_SECONDS:
         begun = time.perf_counter()
-        train_step(spec, model, next(batches), optimiser, Group())
+        learner.step(next(batches), len(times))
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begun)
@@ -152,8 +153,7 @@ def _evaluation(spec: RunSpec, model: Model, feed: Feed, device: torch.device) -
     count = min(evaluation_batch(spec, feed.dataset), len(feed))
     begun = time.perf_counter()
     batch = next(feed.batches(count))
-    half = spec.train.precision == "bfloat16"
-    with torch.autocast(device.type, torch.bfloat16, enabled=half):
+    with autocast(device, spec.train.precision):
         out = model(batch.inputs, batch.side)
     next(iter(out.values())).float().cpu()
     return (time.perf_counter() - begun) / count

@@ -71,6 +71,7 @@ def test_table3_comes_out_bit_for_bit_as_from_the_local_launcher(cluster, tmp_pa
         ("slurm.partition=nowhere", ["nvalid partition", "sinfo -s"]),
         ('slurm.setup=["modul load cuda"]', ["modul: command not found", "modul load cuda"]),
         ("slurm.partion=work", ["Did you mean 'partition'?"]),
+        ("slurm.tasks_per_node=200", ["train.batch_size is", "a share of every batch"]),
     ],
 )
 def test_an_impossible_request_is_refused_in_slurms_own_words(cluster, tmp_path, setting, words):

@@ -8,7 +8,7 @@ Source: none, ours; the parts name theirs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from torch import Tensor
 from harness.contracts import BadSample, Sample
 from harness.data.ek100 import questions, sampling
 from harness.data.ek100.annotations import Annotations, Segment
+from harness.data.made import Made
 
 if TYPE_CHECKING:
     from harness.data.ek100 import Ek100
@@ -88,11 +89,11 @@ class Ek100Split:
         shares += ["unobserved"] if self.hidden(segment) else []
         return Sample(
             id=segment.narration_id,
-            streams=_Made({"video": clip.pixels, "text": lambda: self._text(segment)}),
+            streams=Made({"video": clip.pixels, "text": lambda: self._text(segment)}),
             targets=targets,
             group=segment.video,
             subset=" ".join(filter(None, shares)),
-            side=_Made({"video": lambda: {"boxes": clip.boxes()}}),
+            side=Made({"video": lambda: {"boxes": clip.boxes()}}),
         )
 
     @cached_property
@@ -108,22 +109,6 @@ class Ek100Split:
             raise ValueError("the questions were not asked for")
         name = segment.narration_id
         return self.asked[self._other[name] if self.config.questions == "shuffled" else name]
-
-
-class _Made(Mapping[str, Any]):
-    """Values that are made when they are asked for."""
-
-    def __init__(self, makers: Mapping[str, Callable[[], Any]]) -> None:
-        self.makers = makers
-
-    def __getitem__(self, name: str) -> Any:
-        return self.makers[name]()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.makers)
-
-    def __len__(self) -> int:
-        return len(self.makers)
 
 
 class _Clip:
