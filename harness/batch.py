@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from operator import itemgetter
 from typing import Any
@@ -25,7 +26,13 @@ class Batch:
     side: Mapping[str, Mapping[str, Tensor]]
     targets: Mapping[str, Tensor]
     """target -> (B,)"""
-    labels: Labels
+    known: Callable[[], Labels]
+    """gives `labels`, which training does not look at"""
+
+    @property
+    def labels(self) -> Labels:
+        """All that is known of the samples."""
+        return self.known()
 
     def __len__(self) -> int:
         return len(next(iter(self.targets.values())))
@@ -38,7 +45,10 @@ class Batch:
                 continue
             whole = (self.inputs, self.side, self.targets)
             inputs, side, targets = each_tensor(whole, itemgetter(slice(begin, end)))
-            yield Batch(inputs, side, targets, self.labels.at(np.arange(begin, end)))
+            yield Batch(inputs, side, targets, partial(self._labels, begin, end))
+
+    def _labels(self, begin: int, end: int) -> Labels:
+        return self.labels.at(np.arange(begin, end))
 
 
 def each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -41,7 +41,7 @@ from harness.provenance import token_code
 from harness.shards import NUMBERS, SHARD, Shard, in_bytes, locked, note_user, open_tokens
 from harness.spec import RunSpec
 from harness.splits import Ints, Labels, labels_of, side_of
-from harness.tokens import TokenFile
+from harness.tokens import TokenFile, can_be_summed, sums_of
 
 BATCH, SLOW_BATCH = 256, 32
 """samples that an encoder sees at once; where a sample is large"""
@@ -212,6 +212,11 @@ class _Builder:
             zlib.crc32(data[end - length : end].data)
             for end, length in zip(ends, lengths, strict=True)
         ]
+        if can_be_summed(data.shape[1], data.dtype):
+            line["sums"] = [
+                int(sums_of(data[None, end - length : end])[0])
+                for end, length in zip(ends, lengths, strict=True)
+            ]
         if isinstance(tokens, PartedTokens):
             line["parts"] = tokens.part[tokens.mask].tolist()
         return data
@@ -249,6 +254,8 @@ class _Builder:
             "checksums": _joined(lines, "checksums", np.uint32),
             "shard": np.repeat(np.arange(len(shards)), [shard.count for shard in shards]),
         }
+        if all("sums" in line for of_shard in lines for line in of_shard):
+            arrays["sums"] = _joined(lines, "sums", np.uint64)
         if any("parts" in line for of_shard in lines for line in of_shard):
             arrays["parts"] = _joined(lines, "parts", np.uint8)
         if self.labels is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -176,6 +177,7 @@ def run(
     if not isinstance(stored.get("spec"), dict) or _run_id(stored["spec"]) != folder.name:
         _fail(f"{spec}: not the spec of a run called {folder.name}")
     if profile:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else torch's profiler chats
         from harness.profiling import profile as timed
 
         print(timed(Store(folder.parent), folder.name, threads))
@@ -269,8 +271,6 @@ def _store() -> tuple[Store, Site]:
 
 def _shares(jobs: int | None, threads: int | None, launcher: str) -> tuple[int, int]:
     """Runs at once, and threads of each: a run per GPU, or without one a run per core."""
-    import os
-
     from harness.launch import gpu_ids
 
     cores = os.cpu_count() or 1

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from harness.batch import Batch, each_tensor, to_device
 from harness.cache import frozen_tokens, wanted
@@ -101,8 +100,10 @@ class Feed:
 
     def _readable(self, request: Request) -> Request:
         """The samples that the stored tokens are of, for every stream alike."""
-        turn = _turn(request)
         taken = [file for file in self.stored.values() if file.places is not None]
+        if not taken:
+            return request
+        turn = _turn(request)
         indices = np.array(request.indices, np.int64)
         for file in taken * (NEIGHBOURS if len(taken) > 1 else 1):  # until all agree
             assert file.places is not None
@@ -112,7 +113,7 @@ class Feed:
     def _batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
         requests = map(self._readable, requests)
         if not self.live:
-            for batch in ahead(requests, self._gathered):
+            for batch in ahead(requests, self._gathered, _size):
                 yield self._moved(batch)
             return
         for found in self.loader.read(requests):
@@ -124,29 +125,38 @@ class Feed:
                 side[stream] = side_of(samples, stream)
             labels = labels_of(samples, self.dataset.targets)
             stored = self._stored(found.indices, found.turn)
-            yield self._moved(Batch({**stored, **inputs}, side, _tensors(labels), labels))
+            targets = {name: torch.from_numpy(value) for name, value in labels.targets.items()}
+            yield self._moved(Batch({**stored, **inputs}, side, targets, partial(_same, labels)))
 
     def _gathered(self, request: Request) -> Batch:
         """A batch of stored tokens, not moved yet."""
         indices = np.array(request.indices, np.int64)
-        labels = next(iter(self.stored.values())).labels.at(indices)
+        labels = next(iter(self.stored.values())).labels
         stored = self._stored(indices, _turn(request))
         if self.device.type == "cuda":
             stored = each_tensor(stored, lambda x: x.pin_memory())
-        return Batch(stored, {}, _tensors(labels), labels)
+        targets = {n: torch.from_numpy(values[indices]) for n, values in labels.targets.items()}
+        return Batch(stored, {}, targets, partial(labels.at, indices))
 
     def _stored(self, indices: Ints, turn: int) -> dict[str, Any]:
         return {stream: file.batch(indices, turn) for stream, file in self.stored.items()}
 
     def _moved(self, batch: Batch) -> Batch:
+        if self.device.type == "cpu":
+            return batch
         inputs, side, targets = to_device((batch.inputs, batch.side, batch.targets), self.device)
-        return Batch(inputs, side, targets, batch.labels)
+        return Batch(inputs, side, targets, batch.known)
+
+
+def _size(batch: Batch) -> int:
+    """Bytes of its tokens."""
+    return sum(tokens.features.nbytes for tokens in batch.inputs.values())
+
+
+def _same(labels: Labels) -> Labels:
+    return labels
 
 
 def _turn(request: Request) -> int:
     """The number of the pass over the data."""
     return request.draw[1] if request.draw else 0
-
-
-def _tensors(labels: Labels) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(value) for name, value in labels.targets.items()}

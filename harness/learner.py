@@ -164,9 +164,11 @@ def _average(model: Model, decay: float) -> Any:
     return average
 
 
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     """The forward pass in some precision."""
-    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "float32")
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, DTYPES[precision])
 
 
 def total_loss(

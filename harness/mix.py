@@ -76,7 +76,7 @@ def mixed(batch: Batch, mix: Mix, cuts: Mapping[str, bool]) -> tuple[Batch, floa
         stream: _cut(value, pixels) if pixels and cuts[stream] else _blend(stream, value, share)
         for stream, value in batch.inputs.items()
     }
-    return Batch(inputs, batch.side, batch.targets, batch.labels), share
+    return Batch(inputs, batch.side, batch.targets, batch.known), share
 
 
 def _pixels(

@@ -74,7 +74,8 @@ class Model(nn.Module):
         found: dict[str, Tokens | PartedTokens] = {}
         for stream, value in sorted(inputs.items()):
             if isinstance(value, Tokens | PartedTokens):
-                found[stream] = value._replace(features=value.features.float())
+                whole = value.features.dtype == torch.float32
+                found[stream] = value if whole else value._replace(features=value.features.float())
             else:
                 with torch.set_grad_enabled(torch.is_grad_enabled() and stream not in self.frozen):
                     tokens = self.encoders[stream](value, **(side or {}).get(stream, {}))

@@ -147,7 +147,7 @@ def _example(spec: RunSpec, model: Model, dataset: Dataset, device: torch.device
     targets = {name: torch.zeros(1, dtype=torch.int64, device=device) for name in dataset.targets}
     empty = np.array([""], np.str_)
     labels = Labels(empty, empty, empty, {name: np.zeros(1, np.int64) for name in targets})
-    return Batch(each_tensor(inputs, lambda x: x.to(device)), side, targets, labels)
+    return Batch(each_tensor(inputs, lambda x: x.to(device)), side, targets, lambda: labels)
 
 
 def _repeated(one: Batch, count: int) -> Batch:
@@ -155,7 +155,7 @@ def _repeated(one: Batch, count: int) -> Batch:
         return value.repeat(count, *[1] * (value.ndim - 1))
 
     inputs, side, targets = each_tensor((one.inputs, one.side, one.targets), many)
-    return Batch(inputs, side, targets, one.labels.at(np.zeros(count, np.int64)))
+    return Batch(inputs, side, targets, one.known)
 
 
 def _held(model: nn.Module, learner: Learner) -> int:

@@ -143,8 +143,8 @@ def open_tokens(folder: Path) -> TokenFile:
     done = read_json(folder / "done.json") or {}
     with np.load(folder / "index.npz", allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
-    names = ("lengths", "checksums", "shard", "parts", "places", "rows")
-    lengths, checksums, shard, parts, places, rows = (arrays.pop(n, None) for n in names)
+    names = ("lengths", "checksums", "sums", "shard", "parts", "places", "rows")
+    lengths, checksums, sums, shard, parts, places, rows = (arrays.pop(n, None) for n in names)
     numbers: np.dtype[Any] = NUMBERS[done["numbers"]]
     width = int(done["width"])
     begins = np.zeros(len(lengths), np.int64)
@@ -164,7 +164,7 @@ def open_tokens(folder: Path) -> TokenFile:
     paths = [str(folder / name) for name in done["files"]]
     return TokenFile(
         opened, paths, shard.astype(np.int32), begins, lengths, Labels.of_arrays(arrays), parts,
-        checksums, rows, done["views"], places, done["bad"],
+        checksums, sums, rows, done["views"], places, done["bad"],
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ reads it.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,11 +21,15 @@ import torch
 from harness.contracts import PartedTokens, StoredTokens, Tokens
 from harness.splits import Ints, Labels
 
-AHEAD = 2
-"""batches that are gathered before they are asked for"""
+AHEAD, THREADS = 3, 2
+"""batches that are gathered before they are asked for, and by how many threads"""
 HALF_AS = np.dtype(np.uint16)
 """what bfloat16 is to numpy, which has none"""
 
+LARGE = 4 * 2**20
+"""bytes of a batch from which on threads gather it"""
+
+R = TypeVar("R")
 T = TypeVar("T")
 
 
@@ -65,6 +69,8 @@ class TokenFile:
     """of all tokens in the order of items: the head that each is for, if they are dealt to heads"""
     checksums: npt.NDArray[np.uint32] | None = None
     """(items,) CRC-32; None: they are not known"""
+    sums: npt.NDArray[np.uint64] | None = None
+    """(items,) what `sums_of` gives: a weaker check, and many times faster"""
     rows: Ints | None = None
     """(samples,) the item of each sample, where samples share items; None: each has its own"""
     views: int = 1
@@ -87,6 +93,19 @@ class TokenFile:
         return np.full(len(self.begins), self.checksums is None)
 
     @cached_property
+    def _uniform(self) -> npt.NDArray[Any] | None:
+        """(items, L, D) where all lie in one array, one behind the other, and are equally long."""
+        rows, each = self.arrays[0], int(self.lengths[0]) if len(self.lengths) else 0
+        alike = len(self.arrays) == 1 and isinstance(rows, np.ndarray) and self.parts is None
+        if not alike or not each or not (self.lengths == each).all():
+            return None
+        begins = np.arange(len(self.begins), dtype=np.int64) * each + int(self.begins[0])
+        if not np.array_equal(self.begins, begins):
+            return None
+        own = np.asarray(rows[begins[0] : begins[-1] + each])
+        return own.reshape(len(begins), each, rows.shape[1])
+
+    @cached_property
     def _part_begins(self) -> Ints:
         return np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
 
@@ -101,6 +120,12 @@ class TokenFile:
         """Tokens (B, longest, D) of the samples at `indices`, zero where padded, in the precision
         that they are stored in. Raises Damaged."""
         items = self.items_of(indices, turn)
+        whole = self._uniform
+        if whole is not None:
+            features = whole[items]
+            self._check(items, features, self.lengths[items])
+            mask = torch.ones(features.shape[:2], dtype=torch.bool)
+            return Tokens(_tensor(features), mask)
         lengths = self.lengths[items]
         longest = max(1, int(lengths.max(initial=0)))
         short = bool((lengths < longest).any())
@@ -113,9 +138,7 @@ class TokenFile:
         ):
             features[row, :length] = self.arrays[array][begin : begin + length]
         self._check(items, features, lengths)
-        tokens = torch.from_numpy(features)
-        if first.dtype == HALF_AS:
-            tokens = tokens.view(torch.bfloat16)
+        tokens = _tensor(features)
         mask = torch.from_numpy(np.arange(longest)[None, :] < lengths[:, None])
         if self.parts is None:
             return Tokens(tokens, mask)
@@ -126,17 +149,42 @@ class TokenFile:
         return PartedTokens(tokens, mask, torch.from_numpy(part))
 
     def _check(self, items: Ints, features: npt.NDArray[Any], lengths: Ints) -> None:
+        """Raise Damaged if an item that is read for the first time is not what was stored."""
         if self.checksums is None or self._good[items].all():
             return
-        for row, item in enumerate(items.tolist()):
-            if not self._good[item]:
-                if zlib.crc32(features[row, : lengths[row]].data) != self.checksums[item]:
-                    raise Damaged(
-                        f"{self.names[self.array[item]]}: item {item} is not what was stored, the "
-                        f"file is damaged; `harness cache verify` looks at all, `harness cache rm` "
-                        f"removes it, and it is computed again"
-                    )
-                self._good[item] = True
+        if self.sums is not None:
+            differ = sums_of(features) != self.sums[items]
+        else:
+            found = [
+                zlib.crc32(features[row, :length].data)
+                for row, length in enumerate(lengths.tolist())
+            ]
+            differ = np.array(found, np.uint32) != self.checksums[items]
+        if differ.any():
+            item = int(items[int(np.argmax(differ))])
+            raise Damaged(
+                f"{self.names[self.array[item]]}: item {item} is not what was stored, the file is "
+                f"damaged; `harness cache verify` looks at all, `harness cache rm` removes it, and "
+                f"it is computed again"
+            )
+        self._good[items] = True
+
+
+def _tensor(features: npt.NDArray[Any]) -> torch.Tensor:
+    found = torch.from_numpy(features)
+    return found.view(torch.bfloat16) if features.dtype == HALF_AS else found
+
+
+def can_be_summed(width: int, number: np.dtype[Any]) -> bool:
+    """Whether `sums_of` takes tokens of so many numbers."""
+    return width * number.itemsize % 8 == 0
+
+
+def sums_of(features: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    """(B, L, D) -> (B,): the bytes of each item as numbers of 64 bits, added up. Zeros behind an
+    item change nothing."""
+    words = features.reshape(len(features), -1).view(np.uint64)
+    return np.asarray(np.add.reduce(words, axis=1, dtype=np.uint64))
 
 
 def of_dataset(stored: StoredTokens, labels: Labels) -> TokenFile:
@@ -151,10 +199,16 @@ def of_dataset(stored: StoredTokens, labels: Labels) -> TokenFile:
     )
 
 
-def ahead(work: Iterator[Any], make: Any) -> Iterator[Any]:
-    """`make(one)` for each of `work`, in order, made by a thread before it is asked for."""
-    with ThreadPoolExecutor(1, thread_name_prefix="tokens") as pool:
-        waiting: list[Future[Any]] = []
+def ahead(work: Iterator[R], make: Callable[[R], T], size: Callable[[T], int]) -> Iterator[T]:
+    """`make(one)` for each of `work`, in order; made by threads before it is asked for where one is
+    LARGE (bytes). What is small is made at once: threads of one interpreter hold each other up."""
+    for one in work:
+        first = make(one)
+        yield first
+        if size(first) >= LARGE:
+            break
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="tokens") as pool:
+        waiting: list[Future[T]] = []
         try:
             for one in work:
                 waiting.append(pool.submit(make, one))

@@ -279,7 +279,7 @@ def a_batch(**inputs) -> Batch:
     empty = np.full(count, "")
     targets = {"verb": torch.arange(count)}
     labels = Labels(empty, empty, empty, {"verb": np.arange(count)})
-    return Batch(inputs, {}, targets, labels)
+    return Batch(inputs, {}, targets, lambda: labels)
 
 
 def test_mixup_mixes_all_streams_with_one_share():
