@@ -278,6 +278,7 @@ class Orvit(Motionformer):
     """ORViT, of 16 frames and any multiple of 16 pixels, with boxes where the data has them."""
 
     objects = True
+    takes = ("boxes",)
     may_start_fresh = (
         r"network\.blocks\.\d+\."
         r"(box_categories|(patch_to_d|c_coord_to_feature|motion_stream|motion_mlp)\..+)"

@@ -10,7 +10,7 @@ Source: none, ours; the networks name theirs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -46,6 +46,7 @@ class VideoEncoder(Encoder):
     """A network behind the contract of an encoder."""
 
     kinds = ("video",)
+    takes: ClassVar[tuple[str, ...] | None] = ()
     chooses_by = ("tokens",)
     pixel_mean: tuple[float, float, float]
     pixel_std: tuple[float, float, float]

@@ -28,6 +28,8 @@ class Batch:
     """target -> (B,)"""
     known: Callable[[], Labels]
     """gives `labels`, which training does not look at"""
+    others: Mapping[str, Tensor] | None = None
+    """of a mixed batch: target -> (B,), the labels of what each sample was mixed with"""
 
     @property
     def labels(self) -> Labels:
@@ -43,9 +45,9 @@ class Batch:
         for begin, end in pairwise(bounds):
             if end == begin:
                 continue
-            whole = (self.inputs, self.side, self.targets)
-            inputs, side, targets = each_tensor(whole, itemgetter(slice(begin, end)))
-            yield Batch(inputs, side, targets, partial(self._labels, begin, end))
+            whole = (self.inputs, self.side, self.targets, self.others)
+            inputs, side, targets, others = each_tensor(whole, itemgetter(slice(begin, end)))
+            yield Batch(inputs, side, targets, partial(self._labels, begin, end), others)
 
     def _labels(self, begin: int, end: int) -> Labels:
         return self.labels.at(np.arange(begin, end))

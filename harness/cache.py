@@ -36,9 +36,9 @@ from torch import nn
 from harness.batch import to_device
 from harness.contracts import Dataset, PartedTokens, Sample, Tokens
 from harness.files import write_atomic, write_json
-from harness.loader import Loader, Request
+from harness.loader import NEIGHBOURS, Loader, Request
 from harness.provenance import token_code
-from harness.shards import NUMBERS, SHARD, Shard, in_bytes, locked, note_user, open_tokens
+from harness.shards import SHARD, Shard, in_bytes, locked, note_user, open_tokens
 from harness.spec import RunSpec
 from harness.splits import Ints, Labels, labels_of, side_of
 from harness.tokens import TokenFile, can_be_summed, sums_of
@@ -99,9 +99,15 @@ def _digest(module: nn.Module) -> str:
 
 @torch.no_grad()
 def frozen_tokens(
-    root: Path, want: Wanted, encoder: nn.Module, dataset: Dataset, loader: Loader
+    root: Path,
+    want: Wanted,
+    encoder: nn.Module,
+    dataset: Dataset,
+    loader: Loader,
+    texts: Sequence[str] | None = None,
 ) -> TokenFile:
-    """The stored tokens; what is missing of them is computed from what `loader` reads.
+    """The stored tokens; what is missing of them is computed from what `loader` reads, or is that
+    of `texts`.
 
     Raises OSError where the disk is full, or would be, and BadSample as the loader does.
     """
@@ -110,7 +116,7 @@ def frozen_tokens(
     note_user(folder, want.run_id)
     if not (folder / "done.json").exists():
         write_json(folder / "about.json", want.about)
-        _Builder(folder, want, encoder, dataset, loader).build()
+        _Builder(folder, want, encoder, dataset, loader, texts).build()
     return open_tokens(folder)
 
 
@@ -118,22 +124,23 @@ class _Builder:
     """One of the processes that fill a store."""
 
     def __init__(
-        self, folder: Path, want: Wanted, encoder: nn.Module, dataset: Dataset, loader: Loader
+        self,
+        folder: Path,
+        want: Wanted,
+        encoder: nn.Module,
+        dataset: Dataset,
+        loader: Loader,
+        texts: Sequence[str] | None,
     ) -> None:
         self.folder, self.want, self.encoder = folder, want, encoder
-        self.dataset, self.loader = dataset, loader
+        self.dataset, self.loader, self.texts = dataset, loader, texts
         self.size = SLOW_BATCH if dataset.slow else BATCH
         held = next(iter([*encoder.parameters(), *encoder.buffers()]), torch.empty(0))
         self.device = held.device
-        self.texts: list[str] = []
-        self.rows: Ints | None = None
-        self.labels: Labels | None = None
         self.told = False
 
     def build(self) -> None:
-        if self.want.texts:
-            self._read_texts()
-        count = len(self.texts) if self.want.texts else len(self.loader)
+        count = len(self.loader) if self.texts is None else len(self.texts)
         shards = [
             Shard(self.folder, view, number, min(SHARD, count - number * SHARD))
             for view in range(max(1, self.want.views))
@@ -148,18 +155,6 @@ class _Builder:
         with locked(self.folder / ".lock", wait=True):
             if not (self.folder / "done.json").exists():
                 self._finish(shards)
-
-    def _read_texts(self) -> None:
-        """Each different text once, which of them each sample has, and the samples' labels."""
-        known: dict[str, int] = {}
-        rows: list[int] = []
-        labels: list[Labels] = []
-        for found in self.loader.read(_requests(0, len(self.loader), BATCH, None)):
-            texts = [sample.streams[self.want.stream] for sample in found.samples]
-            rows += [known.setdefault(text, len(known)) for text in texts]
-            labels.append(labels_of(found.samples, self.dataset.targets))
-        self.texts, self.rows = list(known), np.array(rows, np.int64)
-        self.labels = Labels.join(labels)
 
     def _fill(self, shard: Shard, waiting: Sequence[Shard]) -> bool:
         """Complete a shard, if nobody else is at it; whether it is complete."""
@@ -186,7 +181,7 @@ class _Builder:
     ) -> Iterator[tuple[Tokens | PartedTokens, dict[str, Any]]]:
         """Tokens of the rest of a shard, batch by batch, and what is known of their samples."""
         begin, end = shard.number * SHARD + done, shard.number * SHARD + shard.count
-        if self.want.texts:
+        if self.texts is not None:
             for start in range(begin, end, self.size):
                 texts = self.texts[start : min(start + self.size, end)]
                 samples = [Sample(text, {self.want.stream: text}, {}) for text in texts]
@@ -201,11 +196,18 @@ class _Builder:
 
     def _bytes(self, tokens: Tokens | PartedTokens, line: dict[str, Any]) -> npt.NDArray[Any]:
         """The real tokens as they are stored, (total, D); `line` gets lengths and checksums."""
-        real = tokens.features[tokens.mask].to("cpu", TORCH[self.want.numbers]).contiguous()
+        exact = tokens.features[tokens.mask]
+        real = exact.to("cpu", TORCH[self.want.numbers]).contiguous()
+        if self.want.numbers == "float16" and real.isinf().any() and not exact.isinf().any():
+            raise ValueError(
+                f"{self.want.stream}: a token holds {float(exact.abs().max()):g}, float16 ends at "
+                f"65504; take `encoders.{self.want.stream}.cache: bfloat16`"
+            )
         if self.want.numbers == "bfloat16":
             real = real.view(torch.uint16)
         data = real.numpy()
         lengths = tokens.mask.sum(dim=1).tolist()
+        line["width"] = data.shape[1]
         ends = np.cumsum(lengths).tolist()
         line["lengths"] = lengths
         line["checksums"] = [
@@ -235,7 +237,7 @@ class _Builder:
         shape = f"{data.shape[1]} {self.want.numbers} numbers a token"
         text = (
             f"tokens of {self.want.stream} ({what['encoder']['name']}, {shape}), "
-            f"{what['split']}: {items:,} {'texts' if self.want.texts else 'items'} to compute, "
+            f"{what.get('split', 'texts')}: {items:,} to compute, "
             f"about {in_bytes(about)}; {in_bytes(free)} are free"
         )
         print(text, file=sys.stderr, flush=True)
@@ -258,16 +260,16 @@ class _Builder:
             arrays["sums"] = _joined(lines, "sums", np.uint64)
         if any("parts" in line for of_shard in lines for line in of_shard):
             arrays["parts"] = _joined(lines, "parts", np.uint8)
-        if self.labels is None:
-            self.labels = _labels(lines[: len(shards) // max(1, self.want.views)])
+        bad: dict[str, str] = {}
+        if self.texts is None:
+            labels = _labels(lines[: len(shards) // max(1, self.want.views)])
+            arrays |= labels.arrays()
             bad = {k: v for of_shard in lines for line in of_shard for k, v in line["bad"].items()}
             if bad:
-                arrays["places"] = _joined(lines, "places", np.int64)
-        else:
-            arrays["rows"], bad = self.rows, {}
-        arrays |= self.labels.arrays()
+                places = _joined(lines, "places", np.int64)
+                arrays["places"] = settled(places.reshape(max(1, self.want.views), -1))
         write_atomic(self.folder / "index.npz", lambda out: np.savez(out, **arrays))
-        width = self._width(shards)
+        width = next(line["width"] for of_shard in lines for line in of_shard)
         names = [shard.file.name for shard in shards]
         done = {"width": width, "files": names, "bad": bad, "views": max(1, self.want.views)}
         write_json(self.folder / "done.json", {**done, "numbers": self.want.numbers})
@@ -275,11 +277,16 @@ class _Builder:
             shard.file.with_suffix(".jsonl").unlink()
             shard.file.with_suffix(".lock").unlink(missing_ok=True)
 
-    def _width(self, shards: Sequence[Shard]) -> int:
-        lengths = [sum(sum(line["lengths"]) for line in shard.lines()) for shard in shards]
-        sizes = [shard.file.stat().st_size for shard in shards]
-        each = NUMBERS[self.want.numbers].itemsize
-        return sum(sizes) // max(1, sum(lengths)) // each
+
+def settled(places: Ints) -> Ints:
+    """(views, samples) -> (samples,): the sample whose tokens and labels each one has, readable in
+    all views. A sample that one of them could not read has another's in all."""
+    found = np.arange(places.shape[1])
+    for view in places:
+        found = np.where(view != np.arange(len(view)), view, found)
+    for _ in range(NEIGHBOURS):
+        found = found[found]
+    return found
 
 
 def _requests(begin: int, end: int, size: int, draw: tuple[int, int] | None) -> Iterator[Request]:
@@ -303,5 +310,6 @@ def encode(
     """Tokens of the samples' raw values of a stream."""
     raws = [sample.streams[stream] for sample in samples]
     inputs = to_device(encoder.collate(raws), device)  # type: ignore[operator]
-    tokens: Tokens | PartedTokens = encoder(inputs, **to_device(side_of(samples, stream), device))
+    side = side_of(samples, stream, encoder.takes)  # type: ignore[arg-type]
+    tokens: Tokens | PartedTokens = encoder(inputs, **to_device(side, device))
     return tokens

@@ -15,8 +15,10 @@ import numpy as np
 from harness.config import ConfigError
 from harness.files import read_json
 from harness.registry import unknown
-from harness.shards import FILES, Shard, in_bytes, locked, open_tokens, users
+from harness.shards import FILES, Shard, in_bytes, locked, open_tokens, read_index, users
 from harness.store import Store
+
+INCOMPLETE = "  incomplete: goes on when it is needed"
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,11 @@ class Entry:
 
     @property
     def bytes(self) -> int:
-        return sum(file.stat().st_size for file in self.folder.iterdir() if file.is_file())
+        total = 0
+        for file in self.folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # a process fills it at this moment
+                total += file.stat().st_size
+        return total
 
     @property
     def complete(self) -> bool:
@@ -47,7 +53,11 @@ class Entry:
         about, runs = self.about, users(self.folder)
         if not about:
             return f"{self.key}  {in_bytes(self.bytes):>9}  of another version of the harness"
-        encoder = about["encoder"]
+        encoder, tail = about["encoder"], "" if self.complete else INCOMPLETE
+        there = sum(store.run(run).spec_file.exists() for run in runs)
+        if "texts" in about:
+            told = [f"{about['texts']} texts", encoder["name"], about["numbers"]]
+            return f"{self.key}  {in_bytes(self.bytes):>9}  {', '.join(told)}  {there} runs{tail}"
         tokens = encoder["options"].get("tokens")
         told = [
             f"{about['data']['name']} {about['split']}",
@@ -56,9 +66,7 @@ class Entry:
             about["numbers"],
             *([f"{about['views']} views"] if about["views"] else []),
         ]
-        there = sum(store.run(run).spec_file.exists() for run in runs)
-        state = "" if self.complete else "  incomplete: goes on when it is needed"
-        return f"{self.key}  {in_bytes(self.bytes):>9}  {', '.join(told)}  {there} runs{state}"
+        return f"{self.key}  {in_bytes(self.bytes):>9}  {', '.join(told)}  {there} runs{tail}"
 
     def damaged(self) -> Iterator[str]:
         """Everything that is not what was stored, in words."""
@@ -70,8 +78,11 @@ class Entry:
                     yield f"{shard.file}: batch {sound} of {lines} is damaged; it is made again"
             return
         try:
+            if "texts" in (read_json(self.folder / "done.json") or {}):
+                read_index(self.folder)
+                return  # their tokens are an entry of their own
             found = open_tokens(self.folder)
-        except (ValueError, OSError, KeyError) as error:
+        except (ValueError, OSError) as error:
             yield str(error)
             return
         assert found.checksums is not None

@@ -72,6 +72,7 @@ def sweep(
     """
     from harness.config import ConfigError
     from harness.data.features.table3 import sweep_text
+    from harness.plan import plan
     from harness.registry import load_plugins
 
     load_plugins()
@@ -81,6 +82,11 @@ def sweep(
             file.write(text)
     except FileExistsError:
         raise ConfigError(f"{out}: is there already; take another name, or delete it") from None
+    try:
+        plan(out)
+    except ConfigError:
+        out.unlink()
+        raise
     print(f"{out} written; next: harness sweep {out}")
 
 

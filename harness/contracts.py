@@ -121,6 +121,9 @@ class Dataset:
     Places: ClassVar[type[PluginConfig]] = PluginConfig
     """where its files lie on a machine: options of the section `data.<name>` of the site file,
     which no run id holds"""
+    manifests: ClassVar[tuple[str, ...]] = ()
+    """options that hold a file which names others: its identity is the fingerprint of the data that
+    it leads to, wherever they lie"""
     slow: ClassVar[bool] = False
     """whether samples take so long to make that worker processes are to make them ahead"""
     places: Any = None
@@ -210,6 +213,8 @@ class Encoder(nn.Module):
     """True if it hands on tokens as they come, changing nothing: they need not be stored again"""
     chooses_by: ClassVar[tuple[str, ...]] = ()
     """options that only choose which of its tokens are handed on: they change no cost"""
+    takes: ClassVar[tuple[str, ...] | None] = None
+    """side inputs that it has use for; None: all there are"""
     parts: int = 0
     """number of heads that its tokens are dealt to, if it returns PartedTokens"""
 
@@ -303,16 +308,6 @@ class Fusion(nn.Module):
 
 
 __all__ = [
-    "BadSample",
-    "Converted",
-    "Dataset",
-    "Encoder",
-    "Fusion",
-    "PartedTokens",
-    "PluginConfig",
-    "Sample",
-    "Split",
-    "StoredTokens",
-    "Stream",
-    "Tokens",
-]
+    "BadSample", "Converted", "Dataset", "Encoder", "Fusion", "PartedTokens", "PluginConfig",
+    "Sample", "Split", "StoredTokens", "Stream", "Tokens",
+]  # fmt: skip

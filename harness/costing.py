@@ -90,7 +90,10 @@ def training_costs(
         raise ConfigError(f"{file}: no row is trained by gradient; there is nothing to try")
     width = max(len(label) for label, _, _ in trained)
     yield f"{'':{width}}  {'batch':>6} {'memory':>9} {'step':>9} {'run':>9} {'GPU-hours':>10}"
-    device, gpu = "", False
+    few = [label for label, spec, _ in trained if spec.train.batch_size < processes]
+    if few:
+        raise ConfigError(f"{file}: {few[0]}: {processes} processes cannot share so small a batch")
+    device, gpu = "this machine", False
     for label, spec, paths in trained:
         (found,) = probed([spec], paths, processes, threads)
         if not isinstance(found, Probed):

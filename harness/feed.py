@@ -18,6 +18,7 @@ from harness.loader import NEIGHBOURS, Loader, Policy, Request
 from harness.model import Model
 from harness.spec import RunSpec
 from harness.splits import Ints, Labels, batch_indices, fetch, labels_of, side_of
+from harness.texts import text_tokens
 from harness.tokens import TokenFile, ahead, of_dataset
 
 
@@ -53,7 +54,8 @@ class Feed:
             elif encoder.frozen and encoder.cache != "none":
                 want = wanted(spec, dataset, stream, split, module.eval())
                 reader = Loader(self.items, [stream], for_all, workers)
-                file = frozen_tokens(tokens, want, module, dataset, reader)
+                stored = text_tokens if want.texts else frozen_tokens
+                file = stored(tokens, want, module, dataset, reader)
                 if file.bad and for_all == "fail":  # another run stored them, by another policy
                     raise BadSample(next(iter(file.bad.values())))
                 self.stored[stream] = file
@@ -103,11 +105,10 @@ class Feed:
         taken = [file for file in self.stored.values() if file.places is not None]
         if not taken:
             return request
-        turn = _turn(request)
         indices = np.array(request.indices, np.int64)
         for file in taken * (NEIGHBOURS if len(taken) > 1 else 1):  # until all agree
             assert file.places is not None
-            indices = file.places[file.items_of(indices, turn)]
+            indices = file.places[indices]
         return replace(request, indices=tuple(indices.tolist()))
 
     def _batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
@@ -122,7 +123,7 @@ class Feed:
             for stream in self.live:
                 encoder = self.model.encoders[stream]
                 inputs[stream] = encoder.collate([s.streams[stream] for s in samples])  # type: ignore[operator]
-                side[stream] = side_of(samples, stream)
+                side[stream] = side_of(samples, stream, encoder.takes)  # type: ignore[arg-type]
             labels = labels_of(samples, self.dataset.targets)
             stored = self._stored(found.indices, found.turn)
             targets = {name: torch.from_numpy(value) for name, value in labels.targets.items()}

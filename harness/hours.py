@@ -72,7 +72,10 @@ def estimate(spec: RunSpec, paths: Paths, devices: int, gpu: bool) -> float:
     if config.method != "gradient":
         return 60.0
     dataset = dataset_of(spec, paths)
-    macs = float(cost(spec, dataset, paths)["gflops"]) * 1e9
+    counted = cost(spec, dataset, paths)
+    stored = [name for name, one in spec.encoders.items() if one.frozen and one.cache != "none"]
+    once = sum(counted["gflops_by_part"].get(f"encoders.{name}", 0.0) for name in stored)
+    macs = float(counted["gflops"] - once) * 1e9
     steps = config.steps_per_epoch or len(dataset.split("train")) // config.batch_size
     flops = 2 * 3 * macs * config.batch_size * steps * config.epochs
     return flops / (1e12 * (SUSTAINED_TFLOPS if gpu else SUSTAINED_TFLOPS_CPU) * devices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, cast
@@ -43,7 +44,10 @@ class Learner:
         self.optimiser = make_optimiser(self.groups, self.config)
         scaled = self.config.precision == "float16"
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)  # type: ignore[attr-defined]
-        self.average = _average(model, self.config.ema) if self.config.ema is not None else None
+        self.average = _copied(model) if self.config.ema is not None else None
+        """the model with averaged weights"""
+        self.averaged = 0
+        """steps that are in the average"""
         self.best: dict[str, Any] | None = None
         """`epoch`, `value`, `model`"""
         if self.config.compile:
@@ -55,7 +59,7 @@ class Learner:
     @property
     def evaluated(self) -> Model:
         """The model that is scored: with averaged weights, where there are any."""
-        return self.model if self.average is None else self.average.module  # type: ignore[return-value]
+        return self.average or self.model
 
     def step(self, batch: Batch, number: int) -> float:
         """One optimiser step, with this rank's part of a batch; its part of the loss (sum of the
@@ -64,18 +68,21 @@ class Learner:
         share = len(self.group.share(config.batch_size)) / config.batch_size
         mix = draw_mix(config, self.spec.seed, number)
         self.optimiser.zero_grad(set_to_none=True)
+        own = 1.0
+        if mix is not None:
+            batch, own = mixed(batch, mix, self.cuts)
         parts = [batch] if config.accumulate == 1 else list(batch.parts(config.accumulate))
         total = 0.0
         for part in parts:
             last = part is parts[-1]
             weight = share * (len(part) / len(batch))
             with self.group.exchanging(), contextlib.nullcontext() if last else self._alone():
-                own = 1.0
-                if mix is not None:
-                    part, own = mixed(part, mix, self.cuts)
                 with autocast(self.device, config.precision):
                     logits = self.trained(part.inputs, part.side)
-                    loss = total_loss(logits, part.targets, config.label_smoothing, own)
+                    loss = total_loss(logits, part.targets, config.label_smoothing)
+                    if part.others is not None:
+                        other = total_loss(logits, part.others, config.label_smoothing)
+                        loss = own * loss + (1 - own) * other
                 # gradients are means over the ranks, whose shares may be unequal
                 self.scaler.scale(loss * (weight * self.group.size)).backward()
             total += float(loss.detach()) * weight
@@ -85,8 +92,22 @@ class Learner:
         self.scaler.step(self.optimiser)
         self.scaler.update()
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            self._take_into(self.average)
         return total
+
+    @torch.no_grad()
+    def _take_into(self, average: Model) -> None:
+        """The step's weights into their average; frozen encoders are the model's own."""
+        from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+        assert self.config.ema is not None
+        ours = average.trained_parameters()
+        new = self.model.trained_parameters()
+        if self.averaged:
+            get_ema_multi_avg_fn(self.config.ema)(ours, new, self.averaged)
+        else:
+            torch._foreach_copy_(ours, new)
+        self.averaged += 1
 
     def _alone(self) -> AbstractContextManager[None]:
         """Gradients are kept and not exchanged yet."""
@@ -123,7 +144,7 @@ class Learner:
             state["scaler"] = self.scaler.state_dict()
         if self.average is not None:
             state["average"] = self.evaluated.trained_state()
-            state["averaged"] = int(self.average.n_averaged)
+            state["averaged"] = self.averaged
         if self.best is not None:
             state["best"] = self.best
         return state
@@ -136,7 +157,7 @@ class Learner:
             self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self._load(self.evaluated, state["average"], file)
-            self.average.n_averaged.fill_(state["averaged"])
+            self.averaged = int(state["averaged"])
         self.best = state.get("best")
 
     def _load(self, model: Model, state: Mapping[str, Tensor], file: str) -> None:
@@ -146,22 +167,19 @@ class Learner:
             raise ValueError(f"{file}: lacks {missing}")
 
 
-def _average(model: Model, decay: float) -> Any:
-    """torch's average of the weights of a model; frozen encoders are the model's own."""
-    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
+def _copied(model: Model) -> Model:
+    """A copy of the model; frozen encoders are the model's own."""
     kept = {stream: model.encoders[stream] for stream in model.frozen}
     for stream in kept:
         model.encoders[stream] = nn.Identity()  # it is not copied
     try:
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        made = copy.deepcopy(model)
     finally:
         for stream, encoder in kept.items():
             model.encoders[stream] = encoder
-    copy = cast(Model, average.module)
     for stream, encoder in kept.items():
-        copy.encoders[stream] = encoder
-    return average
+        made.encoders[stream] = encoder
+    return made
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
@@ -172,23 +190,20 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 
 def total_loss(
-    logits: Mapping[str, Tensor], targets: Mapping[str, Tensor], smoothing: float, own: float = 1.0
+    logits: Mapping[str, Tensor], targets: Mapping[str, Tensor], smoothing: float
 ) -> Tensor:
-    """Sum over targets of the mean cross-entropy, in float32. Of a mixed batch with the share `own`
-    of each sample's labels, and for the rest with those of the sample opposite."""
+    """Sum over targets of the mean cross-entropy, in float32."""
     losses = [
         F.cross_entropy(logits[name].float(), targets[name], label_smoothing=smoothing)
         for name in sorted(logits)
     ]
-    loss = torch.stack(losses).sum()
-    if own == 1.0:
-        return loss
-    others = {name: value.flip(0) for name, value in targets.items()}
-    return own * loss + (1 - own) * total_loss(logits, others, smoothing)
+    return torch.stack(losses).sum()
 
 
 def choice(found: Mapping[str, float], targets: list[str], config: Any) -> float:
     """What epochs are chosen by, of the scores of `select`."""
     if config.choose_by is not None:
         return found[config.choose_by]
-    return sum(found[f"{target}_top1"] for target in targets) / len(targets)
+    pairs = "action_joint_top1" in found  # the head over actions has a name of its own
+    names = ["action_joint" if pairs and name == "action" else name for name in targets]
+    return sum(found[f"{name}_top1"] for name in names) / len(names)

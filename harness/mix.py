@@ -3,6 +3,8 @@
 Source: Zhang et al., "mixup" (ICLR 2018); Yun et al., "CutMix" (ICCV 2019); in the form of AVION,
 one share for a whole batch and the batch turned round as partners.
 
+Several processes mix each its own share of a batch.
+
 Departs from both: a sample here has several streams, which are all mixed with one share, for labels
 have one. Where a clip is cut, the other streams are mixed with the share of the area. Texts that
 differ in length are mixed token by token, and the longer one's end with nothing.
@@ -22,6 +24,7 @@ from torch import Tensor
 from harness.batch import Batch
 from harness.contracts import Stream, Tokens
 from harness.recipe import TrainSpec
+from harness.registry import ENCODERS
 from harness.spec import RunSpec
 
 STREAM_OF_DRAWS = 0x6D6978
@@ -71,12 +74,13 @@ def mixed(batch: Batch, mix: Mix, cuts: Mapping[str, bool]) -> tuple[Batch, floa
             area = (bottom - top) * (right - left) / (value.shape[2] * value.shape[3])
             share = 1 - area
     if any(batch.side.get(stream) for stream in batch.inputs):
-        raise ValueError("mixup and cutmix know nothing of boxes; take them out of the data")
+        raise ValueError("mixup and cutmix know nothing of side inputs, such as boxes")
     inputs = {
         stream: _cut(value, pixels) if pixels and cuts[stream] else _blend(stream, value, share)
         for stream, value in batch.inputs.items()
     }
-    return Batch(inputs, batch.side, batch.targets, batch.known), share
+    others = {name: value.flip(0) for name, value in batch.targets.items()}
+    return Batch(inputs, batch.side, batch.targets, batch.known, others), share
 
 
 def _pixels(
@@ -96,14 +100,14 @@ def _cut(clips: Tensor, pixels: tuple[int, int, int, int]) -> Tensor:
 
 def _blend(stream: str, value: Any, share: float) -> Any:
     if isinstance(value, Tokens):
-        features = torch.where(value.mask[..., None], value.features, 0.0)
+        features = torch.where(value.mask[..., None], value.features.float(), 0.0)
         other, mask = features.flip(0), value.mask | value.mask.flip(0)
         return Tokens(share * features + (1 - share) * other, mask)
     if isinstance(value, Tensor):
         return share * value + (1 - share) * value.flip(0)
     raise ValueError(
-        f"mixup: what the encoder of {stream} takes cannot be mixed; freeze it (`frozen: true`), "
-        f"so that its tokens are, and have its questions in one text, not dealt to heads"
+        f"mixup: tokens of {stream} are dealt to heads, or are words, and cannot be mixed; freeze "
+        f"the encoder (`frozen: true`), and have its questions in one text"
     )
 
 
@@ -112,6 +116,9 @@ def problem(spec: RunSpec, streams: Mapping[str, Stream]) -> str | None:
     if not (spec.train.mixup or spec.train.cutmix):
         return None
     for stream, encoder in spec.encoders.items():
+        takes = ENCODERS[encoder.name].takes
+        if takes and not encoder.frozen:
+            return f"train.mixup and train.cutmix cannot mix the {takes[0]} that {stream} reads"
         stored = encoder.frozen and encoder.cache != "none"
         if streams[stream].kind == "text" and not stored:
             return (

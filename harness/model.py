@@ -123,6 +123,10 @@ class Model(nn.Module):
         own = self.state_dict().keys()
         return {n: v for n, v in heads.items() if n in own or not n.startswith("heads.")}
 
+    def trained_parameters(self) -> list[Tensor]:
+        """Those that are not frozen, in the order of their names in the model."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
     def trained_state(self) -> dict[str, Tensor]:
         """The state dict without the frozen encoders, whose weights are another run's or a file's.
 

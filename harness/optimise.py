@@ -26,13 +26,14 @@ def parameter_groups(model: nn.Module, config: TrainSpec) -> Groups:
     Without: A_log and D of a scan, what `no_decay` names, and parameters of one dimension (biases,
     norms) unless `decay_vectors`.
     """
-    exempt = NO_DECAY_NAMES.union(config.no_decay)
     groups: dict[tuple[str, bool], dict[str, nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             long = parameter.ndim > 1 or config.decay_vectors
-            decays = long and exempt.isdisjoint(name.split("."))
-            groups.setdefault((_part(model, name, config), decays), {})[name] = parameter
+            part, names = _part(model, name, config), name.split(".")
+            kept = part == "fusion" and not NO_DECAY_NAMES.isdisjoint(names[-2:])
+            kept = kept or (part != "head" and names[-1] in config.no_decay)
+            groups.setdefault((part, long and not kept), {})[name] = parameter
     scale = _scale(config)
     return [
         {

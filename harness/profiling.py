@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from harness.config import ConfigError
 from harness.contracts import PartedTokens, Tokens
 from harness.distributed import Group
 from harness.feed import Feed
@@ -59,7 +60,15 @@ def profile(store: Store, run_id: str, threads: int) -> str:
         raise ValueError(
             f"train.method is {spec.train.method}: no step is made that could be timed"
         )
-    dataset = dataset_of(spec, paths)
+    try:
+        dataset = dataset_of(spec, paths)
+        same = dataset.fingerprint() == spec.fingerprint
+    except ValueError as error:
+        raise ConfigError(f"{run_id}: {error}") from None
+    if not same:
+        raise ConfigError(
+            f"{run_id}: the data of {spec.data.name} have changed since it was planned"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     fix_randomness(spec.seed, threads)
     model, _ = build(spec, dataset, paths, needed_weights(store, spec), told=False)

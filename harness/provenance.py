@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = (
     "batch", "cache", "checkpoint", "contracts", "cost", "distributed", "evaluate", "feed",
     "learner", "measure", "mix", "model", "optimise", "recipe", "reference", "resume", "run",
-    "shards", "spec", "splits", "tokens", "train", "unpickle", "weights",
+    "shards", "spec", "splits", "texts", "tokens", "train", "unpickle", "weights",
 )  # fmt: skip
 """modules of the harness that a result depends on"""
 PACKAGES = (

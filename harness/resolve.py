@@ -8,14 +8,21 @@ from pathlib import Path
 from typing import Any, cast
 
 from harness.config import ConfigError, Node, node_of, overlay, validate
-from harness.contracts import Encoder, Stream
+from harness.contracts import Dataset, Encoder, Stream
 from harness.files import content_digest
 from harness.inputs import find_input
 from harness.mix import problem
 from harness.recipe import RECIPES, TrainSpec, recipe
 from harness.registry import DATASETS, ENCODERS, FUSIONS, Registry, unknown
 from harness.site import places
-from harness.spec import EncoderSpec, PluginSpec, RunSpec, dataset_of, input_files
+from harness.spec import (
+    MANIFEST,
+    EncoderSpec,
+    PluginSpec,
+    RunSpec,
+    dataset_of,
+    input_files,
+)
 
 
 class Resolver:
@@ -95,7 +102,10 @@ class Resolver:
             raise ConfigError(*messages)
         filled = config.model_dump(mode="json")
         for name in input_files(type(config)):
-            if filled[name] is not None:
+            if filled[name] is not None and name in getattr(registry[shell.name], "manifests", ()):
+                where, cls = options.at([name]), registry[shell.name]
+                filled[name] = self._manifest(cls, config, name, where, f"{key}.options.{name}")
+            elif filled[name] is not None:
                 filled[name] = self._input(
                     filled[name], options.at([name]), f"{key}.options.{name}"
                 )
@@ -129,6 +139,19 @@ class Resolver:
         digest = "sha256:" + content_digest(path)
         self.paths[digest] = str(path.resolve())
         return digest
+
+    def _manifest(
+        self, dataset: type[Dataset], config: Any, name: str, node: Node, key: str
+    ) -> str:
+        """The fingerprint of the data that a manifest leads to: two files with the same words, each
+        beside arrays of its own, are two."""
+        try:
+            path = find_input(str(getattr(config, name)), self.base_dir).resolve()
+        except ConfigError as error:
+            raise ConfigError(f"{node.where}: {key}: {error}") from None
+        found = dataset(config.model_copy(update={name: path})).fingerprint()
+        self.paths[f"{MANIFEST}{found}"] = str(path)
+        return f"{MANIFEST}{found}"
 
     def _lacking(self, parts: Mapping[str, Any], node: Node) -> tuple[str, ...]:
         """What is wrong with the data beside other mistakes: what is to be got is said at once."""

@@ -13,16 +13,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
+from harness.config import ConfigError
 from harness.files import read_json, write_atomic
 from harness.splits import Labels
-from harness.tokens import HALF_AS, TokenFile
+from harness.tokens import HALF_AS, Damaged, TokenFile
 
 FILES = ("about.json", "done.json", "labels.npz")
 """one of them is in every store, the last in those of former versions"""
+NO_LABELS = Labels(np.zeros(0, np.str_), np.zeros(0, np.str_), np.zeros(0, np.str_), {})
+"""of tokens that are of no samples, but of texts"""
 SHARD = 2048
 """samples (or texts) of a shard"""
 
@@ -124,9 +128,9 @@ def locked(file: Path, wait: bool) -> Iterator[bool]:
 
 
 def note_user(folder: Path, run_id: str) -> None:
-    """Remember that a run reads the store."""
+    """Remember that a run reads the store, if that can be written."""
     if run_id not in users(folder):
-        with open(folder / "runs.txt", "a") as out:
+        with contextlib.suppress(OSError), open(folder / "runs.txt", "a") as out:
             out.write(f"{run_id}\n")
 
 
@@ -138,13 +142,25 @@ def users(folder: Path) -> list[str]:
         return []
 
 
+def read_index(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What done.json says, and the arrays of index.npz. Raises Damaged."""
+    try:
+        done = dict(read_json(folder / "done.json") or {})
+        with np.load(folder / "index.npz", allow_pickle=False) as file:
+            return done, {name: file[name] for name in file.files}
+    except (BadZipFile, EOFError, ValueError, KeyError, ConfigError) as error:
+        raise Damaged(
+            f"{folder}: its index is damaged ({error}); `harness cache rm {folder.name}` removes "
+            f"these tokens, and they are computed again"
+        ) from None
+
+
 def open_tokens(folder: Path) -> TokenFile:
     """A complete store. Raises ValueError where its files are not those that were written."""
-    done = read_json(folder / "done.json") or {}
-    with np.load(folder / "index.npz", allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    names = ("lengths", "checksums", "sums", "shard", "parts", "places", "rows")
-    lengths, checksums, sums, shard, parts, places, rows = (arrays.pop(n, None) for n in names)
+    done, arrays = read_index(folder)
+    names = ("lengths", "checksums", "sums", "shard", "parts", "places")
+    lengths, checksums, sums, shard, parts, places = (arrays.pop(n, None) for n in names)
+    labels = Labels.of_arrays(arrays) if arrays else NO_LABELS
     numbers: np.dtype[Any] = NUMBERS[done["numbers"]]
     width = int(done["width"])
     begins = np.zeros(len(lengths), np.int64)
@@ -163,8 +179,8 @@ def open_tokens(folder: Path) -> TokenFile:
         opened.append(np.asarray(mapped, numbers))
     paths = [str(folder / name) for name in done["files"]]
     return TokenFile(
-        opened, paths, shard.astype(np.int32), begins, lengths, Labels.of_arrays(arrays), parts,
-        checksums, sums, rows, done["views"], places, done["bad"],
+        opened, paths, shard.astype(np.int32), begins, lengths, labels, parts,
+        checksums, sums, None, done["views"], places, done["bad"],
     )  # fmt: skip
 
 

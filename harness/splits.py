@@ -60,8 +60,13 @@ def fetch(items: Split, indices: Iterable[int]) -> list[Sample]:
     return list(many(wanted)) if many else [items[index] for index in wanted]
 
 
-def side_of(samples: Sequence[Sample], stream: str) -> dict[str, Tensor]:
-    """Further inputs of a stream's encoder, stacked; ValueError if some samples lack one."""
+def side_of(
+    samples: Sequence[Sample], stream: str, takes: Sequence[str] | None = None
+) -> dict[str, Tensor]:
+    """Further inputs of a stream's encoder, stacked, of those that it `takes` (None: all);
+    ValueError if some samples lack one."""
+    if takes is not None and not takes:
+        return {}
     sides = [sample.side.get(stream, {}) for sample in samples]
     for sample, side in zip(samples, sides, strict=True):
         if side.keys() != sides[0].keys():
@@ -69,7 +74,8 @@ def side_of(samples: Sequence[Sample], stream: str) -> dict[str, Tensor]:
                 f"sample {sample.id}: {stream} comes with {sorted(side) or 'nothing'}, "
                 f"{samples[0].id} with {sorted(sides[0]) or 'nothing'}"
             )
-    return {name: torch.stack([side[name] for side in sides]) for name in sides[0]}
+    names = [name for name in sides[0] if takes is None or name in takes]
+    return {name: torch.stack([side[name] for side in sides]) for name in names}
 
 
 def labels_of(samples: Sequence[Sample], targets: Mapping[str, int]) -> Labels:

@@ -76,7 +76,7 @@ class TokenFile:
     views: int = 1
     """items are all samples of one augmented view, then of the next"""
     places: Ints | None = None
-    """(items,) of which sample each one's tokens and labels are: of another one's where it could
+    """(samples,) of which sample each one's tokens and labels are: of another one's where it could
     not be read; None: each of its own"""
     bad: Mapping[str, str] = field(default_factory=dict)
     """id -> why, of the samples that could not be read"""
@@ -93,17 +93,16 @@ class TokenFile:
         return np.full(len(self.begins), self.checksums is None)
 
     @cached_property
-    def _uniform(self) -> npt.NDArray[Any] | None:
-        """(items, L, D) where all lie in one array, one behind the other, and are equally long."""
+    def _uniform(self) -> tuple[npt.NDArray[Any], Ints] | None:
+        """An array (n, L, D) and the place of each item in it, where all are equally long and in
+        one array, whose rows can be dealt out like that."""
         rows, each = self.arrays[0], int(self.lengths[0]) if len(self.lengths) else 0
         alike = len(self.arrays) == 1 and isinstance(rows, np.ndarray) and self.parts is None
-        if not alike or not each or not (self.lengths == each).all():
+        if not alike or not each or rows.shape[0] % each:
             return None
-        begins = np.arange(len(self.begins), dtype=np.int64) * each + int(self.begins[0])
-        if not np.array_equal(self.begins, begins):
+        if (self.lengths != each).any() or (self.begins % each).any():
             return None
-        own = np.asarray(rows[begins[0] : begins[-1] + each])
-        return own.reshape(len(begins), each, rows.shape[1])
+        return np.asarray(rows).reshape(-1, each, rows.shape[1]), self.begins // each
 
     @cached_property
     def _part_begins(self) -> Ints:
@@ -120,9 +119,9 @@ class TokenFile:
         """Tokens (B, longest, D) of the samples at `indices`, zero where padded, in the precision
         that they are stored in. Raises Damaged."""
         items = self.items_of(indices, turn)
-        whole = self._uniform
-        if whole is not None:
-            features = whole[items]
+        if self._uniform is not None:
+            whole, places = self._uniform
+            features = whole[places[items]]
             self._check(items, features, self.lengths[items])
             mask = torch.ones(features.shape[:2], dtype=torch.bool)
             return Tokens(_tensor(features), mask)

@@ -47,7 +47,7 @@ def parse_yaml(text: str, name: str) -> Node:
     try:
         root = yaml.compose(io.StringIO(text))
         if root is None:
-            raise ConfigError(f"{name}: is empty; a mapping with `base` and `runs` is needed")
+            raise ConfigError(f"{name}: is empty; a mapping is needed, e.g. `key: value`")
         node = _Reader(name, yaml).node(root, 0)
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)

@@ -68,10 +68,15 @@ def build(
             else:
                 from reports.figures import write_figures  # matplotlib, which costs do not need
 
-                for block, its in _blocks(rows).items():
+                blocks = _blocks(rows)
+                for number, (block, its) in enumerate(blocks.items()):
                     title, file = (report.title, stem)
                     if block:
-                        title, file = f"{title}: {block}", f"{stem}-{_slug(block)}"
+                        slugs = [_slug(other) for other in blocks]
+                        slug = slugs[number]
+                        if not slug or slugs.count(slug) > 1:
+                            slug = f"{slug}-{number + 1}".strip("-")
+                        title, file = f"{title}: {block}", f"{stem}-{slug}"
                     part = report.model_copy(update={"title": title})
                     told = list(stamps(its, gated))
                     notes = results_footnotes(part, _preset(record), store, its, told)

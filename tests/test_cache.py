@@ -227,10 +227,10 @@ def test_what_a_killed_process_left_half_written_is_made_again(sweep_file, tmp_p
 
 def test_processes_that_lack_the_same_tokens_share_the_work(sweep_file, tmp_path):
     spec = spec_of(sweep_file, ONLY_VIDEO)
-    both = [start(spec, tmp_path, seconds=0.3) for _ in range(2)]
+    both = [start(spec, tmp_path, seconds=0.8) for _ in range(2)]
     counts = [batches_of(process) for process in both]
     assert sum(counts) == WHOLE
-    assert min(counts) >= 4  # a shard at least
+    assert min(counts) >= 1
     (folder,) = (tmp_path / "tokens").iterdir()
     assert_complete(folder, spec, tmp_path)
 
@@ -267,7 +267,7 @@ def filled(sweep_file, store, monkeypatch):
 def test_a_flipped_byte_is_found_by_verify_and_by_use(filled, capsys):
     store, _ = filled
     assert run_command("cache", "verify") == 0
-    assert "all is sound" in capsys.readouterr().out
+    assert "3 looked at: what is complete is sound" in capsys.readouterr().out
     entry = next(one for one in entries(store) if one.about["split"] == "test")
     sample = entry.folder / "0-0000.bin"
     flip(sample, sample.stat().st_size // 2)
@@ -281,6 +281,40 @@ def test_a_flipped_byte_is_found_by_verify_and_by_use(filled, capsys):
         file.batch(np.arange(96, 104))
     assert run_command("cache", "rm", entry.key, "--yes") == 0
     assert run_command("cache", "verify") == 0
+
+
+def test_a_damaged_index_is_named_and_the_others_are_looked_at(filled, capsys):
+    store, _ = filled
+    entry = entries(store)[0]
+    flip(entry.folder / "index.npz", 200)
+    assert run_command("cache", "verify") == 1
+    told = capsys.readouterr().out
+    assert f"{entry.key}: its index is damaged" in told
+    assert "harness cache rm" in told
+
+
+def test_what_float16_cannot_hold_is_refused(sweep_file, tmp_path):
+    spec = spec_of(sweep_file, f"{ONLY_VIDEO}, encoders.video.cache: float16")
+    dataset, model = dataset_of(spec, {}), model_of(spec)
+    with torch.no_grad():
+        model.encoders["video"].norm.weight.mul_(1e6)
+    with pytest.raises(ValueError, match=r"float16 ends at 65504.*cache: bfloat16"):
+        Feed(spec, dataset, "test", model, CPU, tmp_path)
+
+
+def test_texts_are_stored_by_their_words_whatever_dataset_asks_them(sweep_file, tmp_path):
+    changes = "encoders.video: null, fusion: {name: single}"
+    spec = spec_of(sweep_file, changes)
+    other = spec_of(sweep_file, f"{changes}, data.options.select_size: 16")
+    model = model_of(spec)
+    first = Feed(spec, dataset_of(spec, {}), "test", model, CPU, tmp_path)
+    stores = set(tmp_path.iterdir())
+    second = Feed(other, dataset_of(other, {}), "test", model, CPU, tmp_path)
+    assert len(set(tmp_path.iterdir()) - stores) == 1  # which text is whose; no new tokens
+    one, two = (next(feed.batches(32)).inputs["text"] for feed in (first, second))
+    assert torch.equal(one.features, two.features)
+    third = Feed(spec, dataset_of(spec, {}), "test", model, CPU, tmp_path)
+    assert torch.equal(next(third.batches(32)).inputs["text"].features, one.features)
 
 
 def test_a_file_of_another_length_is_found_when_it_is_opened(filled, capsys):
@@ -335,7 +369,7 @@ def test_a_disk_that_is_too_small_is_refused_before_the_first_token(
     assert [file.stat().st_size for file in tmp_path.rglob("*.bin")] == [0]
     monkeypatch.undo()
     feed_of(spec_of(sweep_file, ONLY_VIDEO), tmp_path)
-    assert "200 items to compute, about" in capsys.readouterr().err
+    assert "test: 200 to compute, about 410 kB" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -429,6 +463,14 @@ def test_a_sample_that_cannot_be_read_has_the_tokens_and_labels_of_its_neighbour
     assert file.places.tolist() == [*range(7), 8, *range(8, 300)]
     assert torch.equal(file.batch(np.array([7])).features, file.batch(np.array([8])).features)
     assert file.labels.ids[7] == file.labels.ids[8]
+
+
+def test_a_sample_that_one_view_could_not_read_has_anothers_in_all_of_them():
+    """Else its tokens would be of one sample and its label of another."""
+    first, second = np.arange(8), np.arange(8)
+    first[3], second[4], second[6] = 4, 5, 7
+    found = cache.settled(np.stack([first, second]))
+    assert found.tolist() == [0, 1, 2, 5, 5, 5, 7, 7]
 
 
 def test_batches_come_ahead_of_use_in_order_and_an_error_comes_through(sweep_file, tmp_path):

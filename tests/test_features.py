@@ -3,6 +3,7 @@
 import csv
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import h5py
@@ -206,6 +207,47 @@ def test_splits_that_are_drawn_keep_groups_together(mine):
     assert content(mine).labels.split != labels.split
 
 
+def test_two_manifests_with_the_same_words_are_two_datasets(mine, tmp_path):
+    """As with a folder for each fold or each extractor."""
+    other = tmp_path / "other"
+    shutil.copytree(mine, other)
+    np.save(other / "video.npy", np.load(mine / "video.npy") + 1)
+    (tmp_path / "two.yaml").write_text(
+        SWEEP.replace("manifest: data.yaml", "manifest: mine/data.yaml").replace(
+            "runs: {mlp: {fusion: {name: mlp}}}",
+            "runs:\n  a: {fusion: {name: mlp}}\n"
+            "  b: {fusion: {name: mlp}, data.options.manifest: other/data.yaml}",
+        )
+    )
+    planned = plan(tmp_path / "two.yaml")
+    first, second = (run.spec for run in planned.runs)
+    assert first.run_id != second.run_id
+    means = [
+        float(dataset_of(spec, planned.paths).split("test")[0].streams["video"].mean())
+        for spec in (first, second)
+    ]
+    assert means[1] - means[0] == pytest.approx(1, abs=1e-5)
+    alone = SWEEP.replace("manifest: data.yaml", "manifest: other/data.yaml")
+    (tmp_path / "one.yaml").write_text(alone)
+    assert plan(tmp_path / "one.yaml").runs[0].run_id == second.run_id
+
+
+def test_names_that_yaml_has_other_uses_for_come_through(mine, tmp_path):
+    """A folder, a stream and a target with odd names, to a planned sweep file."""
+    odd = tmp_path / "d, r #1"
+    mine.rename(odd)
+    table = [{("my label (a)" if k == "label" else k): v for k, v in r.items()} for r in rows()]
+    write_csv(odd / "labels.csv", table)
+    text = MANIFEST.replace("[label]", '["my label (a)"]').replace("  audio:", "  audio-2 (b):")
+    (odd / "data.yaml").write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        main_with(["data", "sweep", str(odd / "data.yaml"), "--out", "2024.yaml"])
+    assert not ended.value.code
+    planned = plan(Path("2024.yaml"))
+    assert planned.report.metrics == ["my label (a)_top1"]
+    assert {"audio-2 (b)", "video"} == set(planned.runs[-1].spec.encoders)
+
+
 def test_the_same_content_is_the_same_data_wherever_it_lies(mine, tmp_path):
     def fingerprint(folder):
         return Features(Features.Config(manifest=folder / "data.yaml")).fingerprint()
@@ -245,7 +287,7 @@ def manifest(old, new):
 
 def offsets(values):
     def apply(folder):
-        np.save(folder / "video.npy", np.zeros((500, 6), np.float32))
+        np.save(folder / "video.npy", np.zeros((480, 6), np.float32))
         np.save(folder / "offsets.npy", values)
         manifest("video.npy", "video.npy, offsets: {file: offsets.npy}")(folder)
 
@@ -271,7 +313,7 @@ def safetensors_file(folder):
 
 def ends_too_late():
     values = np.arange(SAMPLES + 1) * 2
-    values[-1] = 501
+    values[-1] = 481
     return values
 
 
@@ -309,11 +351,14 @@ BROKEN = {
     "no numbers": (array(ZEROS[:, :, :0]), ["a token has no numbers"]),
     "NaN": (not_finite, ["streams.video", "sample 17", "NaN"]),
     "infinite": (infinite_half, ["streams.audio", "sample 5"]),
-    "offsets too late": (offsets(ends_too_late()), ["0 to 501", "rows 0 to 500"]),
+    "offsets too late": (offsets(ends_too_late()), ["0 to 481", "rows 0 to 480"]),
     "offsets fall": (offsets(FALLS), ["fall from 20 to 16 at sample 7"]),
     "offsets too few": (offsets(LINEAR[:-1]), ["240 numbers for 240 rows; 241 are needed"]),
     "offsets no numbers": (offsets(LINEAR / 2), ["integers (N + 1,)"]),
-    "sample without tokens": (offsets(np.minimum(LINEAR, 300)), ["sample 150 has no token"]),
+    "sample without tokens": (
+        offsets(np.where(LINEAR == 300, 302, LINEAR)),
+        ["sample 150 has no token"],
+    ),
     "missing label": (change(label=(4, "")), ["line 6: label is empty"]),
     "unknown column": (
         manifest("[label]", "[labl]"),
@@ -336,6 +381,32 @@ BROKEN = {
             manifest("targets: [label]", "targets: [label], classes: {label: 3}")(folder),
         ),
         ["line 5: label is 3, not in 0..2"],
+    ),
+    "a word of torch": (
+        lambda folder: (
+            write_csv(folder / "labels.csv", [{**row, "type": "a"} for row in rows()]),
+            manifest("[label]", "[type]")(folder),
+        ),
+        ["'type' cannot be the name of a stream or a target"],
+    ),
+    "a dot": (manifest("audio:", "au.dio:"), ["'au.dio' cannot be the name"]),
+    "an id as a target": (
+        lambda folder: write_csv(
+            folder / "labels.csv",
+            [{**row, "label": str(20240100 + n)} for n, row in enumerate(rows())],
+        ),
+        ["20240340 classes; is it an id?"],
+    ),
+    "no such home": (manifest("video.npy", "~nobody-at-all/v.npy"), ["streams.video.file"]),
+    "blank lines": (
+        lambda folder: (folder / "labels.csv").write_text(
+            "clip,label,subject,split\n\n\na,pour,s,train\nb,,s,train\n"
+        ),
+        ["line 5: label is empty"],
+    ),
+    "offsets end early": (
+        offsets(np.minimum(LINEAR, LINEAR[-2] + 1)),
+        ["0 to 479, the array has the rows 0 to 480"],
     ),
     "twice": (change(clip=(9, "c002")), ["id: 'c002' is there twice"]),
     "group on two sides": (
@@ -402,6 +473,10 @@ def test_the_doctor_says_what_is_there_and_what_the_test_alone_has(mine, capsys)
     assert "4 tokens of 6 numbers, float32" in told
     assert "train 160, select 40, test 40; groups train 8, select 2, test 2" in told
     assert "in test and not in train: stir" in told
+    with pytest.raises(SystemExit) as ended:
+        main_with(["data", "doctor", "features"])
+    assert ended.value.code == 1
+    assert "options.manifest is missing" in capsys.readouterr().out
     (mine / "labels.csv").unlink()
     with pytest.raises(SystemExit) as ended:
         main_with(["data", "doctor", "features", "--set", "manifest=mine/data.yaml"])

@@ -123,7 +123,7 @@ def test_the_weights_of_a_needed_run_win_over_what_it_started_from(tmp_path, sto
     assert store.run(row.run_id).result()["loaded"]["video"]["from"] == "run"
     track.collect(store)
     text = report(store, track.uri(store), [], None, [], store.report_folder)
-    assert "a [cls tokens, from a run]" in text
+    assert "a [cached, tokens: cls, fp32, from a run]" in text
 
 
 def test_what_was_frozen_in_a_needed_run_comes_from_init(tmp_path, store, folder):

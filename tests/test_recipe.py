@@ -12,19 +12,20 @@ from torch import nn
 
 from harness.batch import Batch
 from harness.config import ConfigError
-from harness.contracts import Tokens
+from harness.contracts import Sample, Tokens
 from harness.distributed import Group
 from harness.feed import Feed
-from harness.learner import Learner, total_loss
+from harness.learner import Learner, choice, total_loss
 from harness.listing import listing
 from harness.mix import Mix, draw_mix, mixed
 from harness.model import Model
 from harness.optimise import described, in_words, parameter_groups, set_learning_rates
 from harness.plan import plan
 from harness.recipe import RECIPES, TrainSpec, recipe
+from harness.registry import ENCODERS
 from harness.run import run as execute
 from harness.spec import RunSpec, dataset_of
-from harness.splits import Labels
+from harness.splits import Labels, side_of
 
 CPU = torch.device("cpu")
 STEPS = 20
@@ -266,12 +267,72 @@ def test_dropout_before_the_heads_is_drawn_in_training_alone(sweep_file):
     assert torch.equal(model(batches[0].inputs)["label"], model(batches[0].inputs)["label"])
 
 
-def test_mixed_labels_share_the_loss():
-    logits = {"verb": torch.randn(4, 3)}
-    targets = {"verb": torch.tensor([0, 1, 2, 0])}
-    other = {"verb": targets["verb"].flip(0)}
-    wanted = 0.7 * total_loss(logits, targets, 0.1) + 0.3 * total_loss(logits, other, 0.1)
-    assert total_loss(logits, targets, 0.1, 0.7) == pytest.approx(float(wanted))
+@pytest.mark.parametrize("parts", [3, 16])
+def test_a_batch_that_is_mixed_may_come_in_parts_too(sweep_file, parts):
+    """A sample's partner may be in another part of the batch."""
+    changes = "train.optimiser: sgd, train.mixup: 0.8"
+    whole, batches = learner(sweep_file, changes)
+    split, _ = learner(sweep_file, f"{changes}, train.accumulate: {parts}")
+    plain, _ = learner(sweep_file, "train.optimiser: sgd")
+    each = [
+        [one.step(batch, n) for n, batch in enumerate(batches)] for one in (whole, split, plain)
+    ]
+    assert each[0] == pytest.approx(each[1], rel=1e-5)
+    assert each[0] != pytest.approx(each[2], rel=1e-3)
+    torch.testing.assert_close(weights(whole), weights(split), rtol=1e-5, atol=1e-7)
+
+
+def test_mixed_labels_share_the_loss(sweep_file):
+    made, batches = learner(sweep_file, "train: {mixup: 0.8, label_smoothing: 0.1}")
+    mix = draw_mix(made.config, 0, 5)
+    batch, share = mixed(batches[0], mix, made.cuts)
+    with torch.no_grad():
+        logits = made.model.train()(batch.inputs)
+    other = {"label": batches[0].targets["label"].flip(0)}
+    wanted = share * total_loss(logits, batches[0].targets, 0.1)
+    wanted += (1 - share) * total_loss(logits, other, 0.1)
+    assert made.step(batches[0], 5) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_the_best_epoch_may_be_that_of_a_head_over_actions():
+    config = TrainSpec(choose="best")
+    found = {"action_joint_top1": 0.25, "verb_top1": 0.75, "action_top1": 0.9}
+    assert choice(found, ["action"], config) == 0.25
+    assert choice(found, ["action", "verb"], config) == 0.5  # the pair's rule is another
+    assert choice({"label_top1": 0.5}, ["label"], config) == 0.5
+
+
+def test_boxes_are_for_those_encoders_that_read_them():
+    boxes = {"video": {"boxes": torch.zeros(2, 4, 4)}}
+    samples = [Sample("a", {}, {}, side=boxes)] * 2
+    assert side_of(samples, "video", ENCODERS["clip_vit"].takes) == {}
+    assert set(side_of(samples, "video", ENCODERS["orvit"].takes)) == {"boxes"}
+    assert set(side_of(samples, "video")) == {"boxes"}
+
+
+def test_frozen_encoders_are_not_averaged(sweep_file):
+    made, _ = learner(sweep_file, "train.ema: 0.9")
+    assert len(made.evaluated.trained_parameters()) == len(made.model.trained_parameters())
+    text = KITCHEN.replace("text: {name", "text: {frozen: true, name")
+    spec = plan(sweep_file(text + "  a: {train.ema: 0.9}\n", base="")).runs[0].spec
+    dataset = dataset_of(spec, {})
+    model = Model(spec, dataset, {})
+    average = Learner(spec, model, dataset, Group(), CPU).evaluated
+    assert average is not model
+    assert average.encoders["text"] is model.encoders["text"]
+    assert average.heads is not model.heads
+
+
+KITCHEN = """
+report: {table: tiny, title: "A tiny sweep", metrics: [verb_top1]}
+base:
+  data: {name: simkitchen, options: {train_size: 64, select_size: 32, test_size: 32}}
+  encoders: {text: {name: word_transformer, options: {width: 16}}}
+  width: 16
+  fusion: {name: single}
+  train: {batch_size: 16}
+runs:
+"""
 
 
 def a_batch(**inputs) -> Batch:
@@ -332,6 +393,10 @@ def test_how_a_batch_is_mixed_is_settled_by_seed_and_step():
         (
             "train.cutmix: 1.0, encoders.text.frozen: true",
             "no stream has any: clips are videos",
+        ),
+        (
+            "train.mixup: 0.8, encoders: {text: null, video: {name: orvit, options.size: demo}}",
+            "cannot mix the boxes that video reads",
         ),
         ("train.schedule: steps", "step_epochs is empty"),
         ("train.accumulate: 64", "accumulate is 64, batch_size 16"),

@@ -245,7 +245,8 @@ runs:
 """
     sweep, outcome = finish(store, sweep_file(text))
     assert outcome.failed == {}
-    assert len(list(store.tokens.glob("*/done.json"))) == 3  # train, select, test: once for both
+    # train, select, test, and the texts of each: once for both
+    assert len(list(store.tokens.glob("*/done.json"))) == 6
     kept = load_file(store.run(sweep.runs[1].run_id).weights_file)
     assert not any(name.startswith("encoders.") for name in kept)
     needed, spec = store.run(sweep.runs[0].run_id).weights_file, sweep.runs[1].spec

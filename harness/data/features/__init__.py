@@ -23,6 +23,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from harness.config import ConfigError
 from harness.contracts import Dataset, PluginConfig, Sample, Split, StoredTokens, Stream
 from harness.data.features.arrays import Ragged
 from harness.data.features.manifest import Content, read_manifest
@@ -41,13 +42,13 @@ class Features(Dataset):
         """YAML file that names the arrays and the labels (docs/your-data.md); must be given"""
 
     config: Config
+    manifests = ("manifest",)
 
     @cached_property
     def content(self) -> Content:
-        """All that the manifest leads to. Raises ConfigError with everything that is wrong, or
-        ValueError where none is given."""
+        """All that the manifest leads to. Raises ConfigError with everything that is wrong."""
         if self.config.manifest is None:
-            raise ValueError("features: options.manifest is missing; docs/your-data.md has one")
+            raise ConfigError("features: options.manifest is missing; docs/your-data.md has one")
         return read_manifest(self.config.manifest)
 
     @property

@@ -181,7 +181,7 @@ def _spans(offsets: Opened, total: int, samples: int) -> tuple[Ints, Ints]:
     if (lengths < 0).any():
         row = int(np.argmax(lengths < 0))
         raise Wrong(f"offsets: fall from {values[row]} to {values[row + 1]} at sample {row}")
-    if values[0] < 0 or values[-1] > total:
+    if values[0] != 0 or values[-1] != total:
         raise Wrong(f"offsets: {values[0]} to {values[-1]}, the array has the rows 0 to {total}")
     return values[:-1], lengths
 
@@ -225,7 +225,9 @@ def seen(opened: Opened) -> dict[str, Any]:
     """
     stat = opened.file.stat()
     key = f"{opened.file.resolve()} {opened.key} {stat.st_size} {stat.st_mtime_ns}"
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache"))
+    with contextlib.suppress(RuntimeError):  # there may be no home
+        home = home.expanduser()
     file = home / "harness" / "arrays" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(Exception):  # whatever is wrong with it, it is only a note
         known = read_json(file)

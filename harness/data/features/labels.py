@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,10 @@ from harness.registry import unknown
 from harness.splits import Ints
 
 SPLITS = ("train", "select", "test")
+NUMBER = r"-?[0-9]{1,9}"
+"""a class that is written as a number"""
+MANY = 10_000
+"""classes above which a column of numbers must say that it means them"""
 NAMED = 3
 """mistakes of one kind that are named; the others are counted"""
 
@@ -91,7 +96,7 @@ def read_labels(
     rows = _table(file, report)
     if rows is None:
         return None
-    header, body = rows
+    header, body, at = rows
     wrong: list[str] = []
 
     def column(name: str, what: str) -> list[str]:
@@ -108,12 +113,12 @@ def read_labels(
     wrong += [f"classes: {name} is none of the targets" for name in entry.classes.keys() - targets]
     if not wrong:
         wrong += _repeated(ids) if entry.id else []
-        wrong += _empty({**targets, **({entry.group: groups} if entry.group else {})})
+        wrong += _empty({**targets, **({entry.group: groups} if entry.group else {})}, at)
         if entry.split:
-            wrong += _split_problems(split, groups)
+            wrong += _split_problems(split, groups, at)
     numbered = {}
     for name, values in targets.items() if not wrong else ():
-        numbered[name], found = _numbered(name, values, entry.classes.get(name))
+        numbered[name], found = _numbered(name, values, entry.classes.get(name), at)
         wrong += found
     if not wrong and not entry.split:
         split = drawn(len(body), groups, shares or SplitsEntry())
@@ -129,15 +134,17 @@ def read_labels(
     return Labelled(ids, groups, split, plain, names)
 
 
-def _table(file: Path, report: Report) -> tuple[list[str], list[list[str]]] | None:
+def _table(file: Path, report: Report) -> tuple[list[str], list[list[str]], list[int]] | None:
+    """Header, rows, and in which line of the file each row ends."""
     try:
         with open(file, newline="", encoding="utf-8-sig") as text:
-            lines = list(csv.reader(text, strict=True))
+            reader = csv.reader(text, strict=True)
+            found = [(line, reader.line_num) for line in reader if line]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         told = error.strerror if isinstance(error, OSError) else str(error)
         report(f"cannot be read: {told}")
         return None
-    lines = [line for line in lines if line]
+    lines, at = [line for line, _ in found], [number for _, number in found]
     if len(lines) < 2:
         report("holds no rows; a header and a row per sample are needed")
         return None
@@ -145,11 +152,11 @@ def _table(file: Path, report: Report) -> tuple[list[str], list[list[str]]] | No
     if len(set(header)) < len(header):
         report(f"names a column twice: {', '.join(header)}")
         return None
-    odd = [n for n, line in enumerate(lines[1:], 2) if len(line) != len(header)]
+    odd = [number for line, number in found if len(line) != len(header)]
     if odd:
         report(f"line {_some(odd)}: another number of cells than the header's {len(header)}")
         return None
-    return header, lines[1:]
+    return header, lines[1:], at[1:]
 
 
 def _some(found: Sequence[object]) -> str:
@@ -163,19 +170,19 @@ def _repeated(ids: Sequence[str]) -> list[str]:
     return [f"id: {_some([repr(name) for name in twice])} is there twice"] if twice else []
 
 
-def _empty(columns: Mapping[str, Sequence[str]]) -> list[str]:
+def _empty(columns: Mapping[str, Sequence[str]], at: Sequence[int]) -> list[str]:
     found = []
     for name, values in columns.items():
-        lines = [line for line, value in enumerate(values, 2) if not value]
+        lines = [line for line, value in zip(at, values, strict=True) if not value]
         if lines:
             found.append(f"line {_some(lines)}: {name} is empty; every sample needs one")
     return found
 
 
-def _split_problems(split: Sequence[str], groups: Sequence[str]) -> list[str]:
-    lines = [line for line, value in enumerate(split, 2) if value not in SPLITS]
+def _split_problems(split: Sequence[str], groups: Sequence[str], at: Sequence[int]) -> list[str]:
+    lines = [line for line, value in zip(at, split, strict=True) if value not in SPLITS]
     if lines:
-        value = split[lines[0] - 2]
+        value = split[at.index(lines[0])]
         return [f"line {_some(lines)}: split is {value!r}; train, select or test are known"]
     sides: dict[str, set[str]] = {}
     for group, side in zip(groups, split, strict=False):
@@ -190,13 +197,13 @@ Numbered = tuple[Ints | None, list[str]]
 
 
 def _numbered(
-    name: str, values: Sequence[str], given: int | list[str] | None
+    name: str, values: Sequence[str], given: int | list[str] | None, at: Sequence[int]
 ) -> tuple[Numbered, list[str]]:
     """(class of each sample, names of the classes), and what is wrong."""
-    numbers = all(value.lstrip("-").isdigit() for value in values)
+    numbers = all(re.fullmatch(NUMBER, value) for value in values)
     if isinstance(given, list) or not numbers:
         if isinstance(given, int):
-            odd = next(v for v in values if not v.lstrip("-").isdigit())
+            odd = next(value for value in values if not re.fullmatch(NUMBER, value))
             return (None, []), [f"{name}: {odd!r} is no number, and classes says {given} of them"]
         known = list(given) if given is not None else sorted(set(values))
         if len(set(known)) < len(known):
@@ -211,8 +218,13 @@ def _numbered(
     count = given if given is not None else int(found.max()) + 1
     outside = np.flatnonzero((found < 0) | (found >= count))
     if len(outside):
-        line, value = int(outside[0]) + 2, int(found[outside[0]])
+        line, value = at[int(outside[0])], int(found[outside[0]])
         return (None, []), [f"line {line}: {name} is {value}, not in 0..{count - 1}"]
+    if given is None and count > max(MANY, len(values)):
+        return (None, []), [
+            f"{name}: numbers up to {count - 1} would be {count} classes; is it an id? If not, say "
+            f"`classes: {{{name}: {count}}}`"
+        ]
     return (found, [str(number) for number in range(count)]), []
 
 

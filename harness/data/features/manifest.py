@@ -11,11 +11,13 @@ Paths are relative to the manifest. Everything that is wrong is found at once, b
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
+from torch import nn
 
 from harness.config import Config, ConfigError, Node, near_files, validate
 from harness.data.features.arrays import Opened, Ragged, Wrong, open_array, ragged, seen
@@ -46,6 +48,16 @@ class Manifest(Config):
     def _one_way(self) -> Self:
         if self.splits is not None and self.labels.split is not None:
             raise ValueError("`splits` draws what the column `labels.split` says; take one of them")
+        odd = [
+            name
+            for name in (*self.streams, *self.labels.targets)
+            if not re.fullmatch(r"[A-Za-z_][\w ()-]*", name) or hasattr(nn.ModuleDict(), name)
+        ]
+        if odd:
+            raise ValueError(
+                f"{odd[0]!r} cannot be the name of a stream or a target: letters, digits, spaces, "
+                f"_, - and () are taken, and words that torch has for itself are not; rename it"
+            )
         return self
 
 
@@ -113,7 +125,11 @@ def _opened(
 
 
 def _found(folder: Path, name: Path, where: str, key: str, wrong: list[str]) -> Path | None:
-    path = folder / name.expanduser()
+    try:
+        path = folder / name.expanduser()
+    except RuntimeError as error:  # ~nobody
+        wrong.append(f"{where}: {key}: {name}: {error}")
+        return None
     if path.is_file() and os.access(path, os.R_OK):
         return path
     wrong.append(f"{where}: {key}: no such file: {path}{near_files(path)}")

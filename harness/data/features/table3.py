@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -17,12 +18,12 @@ TEMPLATE = """\
 # Written by `harness data sweep`; yours to change: width, epochs, rows (docs/sweeps.md).
 # Run: harness sweep {out} && harness report {name}
 report:
-  table: {name}
-  title: "Table 3. Fusion heads, on {manifest}"
+  table: {name_}
+  title: {title}
   metrics: [{metrics}]
 
 base:
-  data: {{name: features, options: {{manifest: {manifest}}}}}
+  data: {{name: features, options: {{manifest: {manifest_}}}}}
   encoders:
 {encoders}
   width: {width}
@@ -55,18 +56,24 @@ def sweep_text(manifest: Path, out: Path) -> str:
         raise ConfigError(f"{manifest}: has one stream, {streams[0]}; there is nothing to fuse")
     rows = []
     for stream in streams:
-        out_of = ", ".join(f"encoders.{other}: null" for other in streams if other != stream)
-        label = stream.replace("_", " ").capitalize()
-        rows.append(f"  only_{stream}: {{label: {label} only, fusion: {{name: single}}, {out_of}}}")
+        others = [json.dumps(f"encoders.{other}") for other in streams if other != stream]
+        out_of = ", ".join(f"{other}: null" for other in others)
+        name, label = json.dumps(f"only_{stream}"), stream.replace("_", " ").capitalize()
+        label = json.dumps(f"{label} only")
+        rows.append(f"  {name}: {{label: {label}, fusion: {{name: single}}, {out_of}}}")
     metrics = [f"{target}_top1" for target in dataset.targets]
     if {"verb", "noun"} <= dataset.targets.keys():
         metrics = ["verb_top1", "noun_top1", "action_top1"]
+    place = Path(os.path.relpath(manifest, out.parent)).as_posix()
     return TEMPLATE.format(
-        manifest=Path(os.path.relpath(manifest, out.parent)).as_posix(),
+        manifest=place,
+        manifest_=json.dumps(place),
+        title=json.dumps(f"Table 3. Fusion heads, on {place}"),
         out=out.as_posix(),
         name=out.stem,
-        metrics=", ".join(metrics),
-        encoders="\n".join(f"    {stream}: {{name: precomputed}}" for stream in streams),
+        name_=json.dumps(out.stem),
+        metrics=", ".join(map(json.dumps, metrics)),
+        encoders="\n".join(f"    {json.dumps(s)}: {{name: precomputed}}" for s in streams),
         width=WIDTH,
         batch=min(LARGEST_BATCH, len(dataset.split("train"))),
         singles="\n".join(rows),
