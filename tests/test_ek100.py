@@ -366,3 +366,32 @@ def test_table_3_asks_two_questions_at_the_papers_scale(folder, monkeypatch):
     assert rates["MambaVL (shared A)"] == 3e-3
     assert rates["MLP"] == 1e-3
     assert all(run.block is None for run in plan(ROOT / "sweeps" / "table3.yaml").runs)
+
+
+def test_avions_recipe_trains_its_backbone_with_a_question(folder):
+    """Mixup and CutMix of clips beside stored text, float16, dropout: on footage."""
+    roberta = folder / "roberta-avion"
+    roberta.mkdir()
+    texts = (folder / "questions.jsonl").read_text().splitlines()
+    tiny_roberta.write(roberta, texts, 130)
+    (folder / "avion.yaml").write_text(f"""
+report: {{table: avion, title: AVION, metrics: [verb_top1]}}
+base:
+  data: {{name: ek100, options: {{frames: 8, size: 32, sampling: segment, transform: clip}}}}
+  encoders:
+    video: {{name: clip_vit, options: {{size: demo}}}}
+    text: {{name: roberta, frozen: true, init: "pretrained:{roberta}"}}
+  width: 16
+  fusion: {{name: mlp}}
+  train: {{recipe: avion, epochs: 2, batch_size: 16, warmup_epochs: 0, accumulate: 2}}
+runs: {{a: {{}}}}
+""")
+    done = bench.harness(folder, "sweep", "avion.yaml", "--launcher=inline")
+    assert done.returncode == 0, done.stderr
+    assert "encoder, no decay" in done.stderr  # the parameter groups
+    store = Store(folder / "runs")
+    (record,) = [one for one in store.sweeps() if one["name"] == "avion"]
+    run = store.run(record["runs"][0]["run_id"])
+    assert np.isfinite([row["train/loss"] for row in run.metrics()]).all()
+    peaks = {group["name"]: group["peak_lr"] for group in run.result()["groups"]}
+    assert peaks["encoder"] == pytest.approx(3e-3 * 16 / 128)
