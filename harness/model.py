@@ -243,6 +243,10 @@ def check_buildable(spec: RunSpec, paths: Paths, where: str) -> None:
     Allocates no weights.
     """
     problem = _problem(*_shape(spec, paths), spec.train.method == "evaluate")
+    if not problem and (spec.train.mixup or spec.train.cutmix):
+        encoders = meta_model(spec, paths).encoders.items()
+        if dealt := [stream for stream, encoder in encoders if encoder.parts]:
+            problem = f"tokens of {dealt[0]} are dealt to heads, and cannot be mixed: no mixup here"
     if problem:
         raise ConfigError(f"{where}: {problem}")
 

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tiny_roberta
 import torch
 from safetensors.torch import load_file
 from test_resume import assert_same_bits, go, nothing, stopped_at
@@ -410,6 +411,18 @@ def test_what_cannot_be_is_refused_when_planned(sweep_file, changes, told):
     with pytest.raises(ConfigError) as error:
         plan(sweep_file(f"runs: {{a: {{{changes}}}}}\n"))
     assert told in str(error.value)
+
+
+def test_questions_that_each_head_has_to_itself_are_not_mixed(sweep_file, tmp_path):
+    tiny_roberta.write(tmp_path, ["what do you do with the pot ?"], 130)
+    text = (
+        f"{{name: roberta, frozen: true, init: 'pretrained:{tmp_path}', "
+        f"options: {{questions: per_head}}}}"
+    )
+    rows = f"runs: {{a: {{encoders.text: {text}, train.mixup: 0.4}}}}\n"
+    with pytest.raises(ConfigError, match="tokens of text are dealt to heads"):
+        plan(sweep_file(rows))
+    assert plan(sweep_file(rows.replace("0.4", "0"))).runs
 
 
 EVERYTHING = (
