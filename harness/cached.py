@@ -136,6 +136,3 @@ def unused(store: Store) -> list[Entry]:
         for entry in entries(store)
         if not any(store.run(run).spec_file.exists() for run in users(entry.folder))
     ]
-
-
-__all__ = ["Entry", "entries", "unused"]

@@ -116,10 +116,10 @@ def problem(spec: RunSpec, streams: Mapping[str, Stream]) -> str | None:
     if not (spec.train.mixup or spec.train.cutmix):
         return None
     for stream, encoder in spec.encoders.items():
-        takes = ENCODERS[encoder.name].takes
-        if takes and not encoder.frozen:
-            return f"train.mixup and train.cutmix cannot mix the {takes[0]} that {stream} reads"
         stored = encoder.frozen and encoder.cache != "none"
+        takes = ENCODERS[encoder.name].takes
+        if takes and not stored:
+            return f"train.mixup and train.cutmix cannot mix the {takes[0]} that {stream} reads"
         if streams[stream].kind == "text" and not stored:
             return (
                 f"train.mixup and train.cutmix mix values, and {stream} is text: freeze its "

@@ -96,10 +96,9 @@ def _points(
     """The run's batch halved again and again, smallest first, until a step takes long."""
     model = Model(spec, dataset, paths).to(device).train()
     example = _example(spec, model, dataset, device)
-    train = spec.train.model_copy(update={"batch_size": 1, "accumulate": 1})
     for number, size in enumerate(_first_sizes(share)):
         accumulate = min(spec.train.accumulate, size)
-        own = train.model_copy(update={"batch_size": size, "accumulate": accumulate})
+        own = spec.train.model_copy(update={"batch_size": size, "accumulate": accumulate})
         learner = Learner(spec.model_copy(update={"train": own}), model, dataset, Group(), device)
         batch = _repeated(example, size)
         learner.step(batch, 0)  # the optimiser's state is made, and kernels are compiled

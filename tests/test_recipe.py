@@ -399,6 +399,11 @@ def test_how_a_batch_is_mixed_is_settled_by_seed_and_step():
             "train.mixup: 0.8, encoders: {text: null, video: {name: orvit, options.size: demo}}",
             "cannot mix the boxes that video reads",
         ),
+        (
+            "train.mixup: 0.8, encoders: {text: null, video: {name: orvit, options.size: demo, "
+            "frozen: true, cache: none}}",
+            "cannot mix the boxes that video reads",
+        ),
         ("train.schedule: steps", "step_epochs is empty"),
         ("train.accumulate: 64", "accumulate is 64, batch_size 16"),
         ("train: {choose: best, choose_by: verb_topp1}", "Did you mean 'verb_top1'"),
