@@ -37,7 +37,7 @@ from harness.batch import to_device
 from harness.contracts import Dataset, PartedTokens, Sample, Tokens
 from harness.files import write_atomic, write_json
 from harness.loader import NEIGHBOURS, Loader, Request
-from harness.provenance import token_code
+from harness.provenance import seen_by, token_code
 from harness.shards import SHARD, Shard, in_bytes, locked, note_user, open_tokens
 from harness.spec import RunSpec
 from harness.splits import Ints, Labels, labels_of, side_of
@@ -73,9 +73,10 @@ def wanted(spec: RunSpec, dataset: Dataset, stream: str, split: str, encoder: nn
     texts = dataset.streams[stream].kind == "text"
     views = chosen.views if split == "train" else 0
     plain = chosen.model_dump(mode="json")
+    data, fingerprint = seen_by(spec, dataset, stream)
     about = {
-        "data": spec.data.model_dump(mode="json"),
-        "fingerprint": spec.fingerprint,
+        "data": data,
+        "fingerprint": fingerprint,
         "encoder": {name: plain[name] for name in ("name", "options", "init")},
         "stream": stream,
         "split": split,

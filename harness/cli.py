@@ -21,6 +21,7 @@ from harness.cli_doctor import checks as check_commands
 from harness.cli_evaluate import scoring as score_commands
 from harness.cli_jobs import jobs as job_commands
 from harness.cli_jobs import submit
+from harness.cli_questions import questions as question_commands
 
 if TYPE_CHECKING:
     from harness.launch import Outcome
@@ -43,6 +44,7 @@ for commands in (
     score_commands,
     data_commands,
     cache_commands,
+    question_commands,
 ):
     app.add_typer(commands)
 

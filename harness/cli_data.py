@@ -42,7 +42,7 @@ def doctor(
     """
     from harness.doctor.ask import Report, Row
 
-    dataset = _dataset(name, set_ or [])
+    dataset = dataset_named(name, set_ or [])
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     looks = dataset.doctor(usable or 1 if workers is None else workers, seconds)
     if looks is None:
@@ -90,7 +90,7 @@ def sweep(
     print(f"{out} written; next: harness sweep {out}")
 
 
-def _dataset(name: str, settings: list[str]) -> Dataset:
+def dataset_named(name: str, settings: list[str]) -> Dataset:
     """The dataset with its options, and where the site file says its files lie."""
     from harness.config import ConfigError, Node, overlay, validate
     from harness.registry import DATASETS, load_plugins, unknown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,7 +59,7 @@ def evaluate(
     if actions not in (None, "head", "pair", "none"):
         raise ConfigError(f"--actions: {actions!r} is none of head, pair, none")
     levels = _levels(sls)
-    said, file = _read(predictions)
+    said, file = read_named(predictions)
     truth = _truth(annotations) if annotations is not None else None
     if truth is not None:
         from harness.data.ek100.results import against
@@ -76,7 +77,7 @@ def evaluate(
         print(f"{submission}: {len(said.ids):,} segments for {challenge}", file=sys.stderr)
 
 
-def _read(name: str) -> tuple[Predictions, Path]:
+def read_named(name: str) -> tuple[Predictions, Path]:
     """What was saved, and the file it is in."""
     from harness.config import ConfigError, near_files
     from harness.predictions import read_predictions
@@ -99,6 +100,19 @@ def _read(name: str) -> tuple[Predictions, Path]:
         return runs[0].predictions(), runs[0].path
     many = f"begins {len(runs)} run ids" if runs else "no such file, and no run begins so"
     raise ConfigError(f"{name}: {many}{'' if runs else near_files(path)}")
+
+
+def runs_named(names: Sequence[str]) -> list[str]:
+    """Runs and files as they are; in place of a sweep's name the runs of its table."""
+    from harness.site import read_site
+    from harness.store import Store
+
+    stored = {record["name"]: record for record in Store(read_site().runs).sweeps()}
+    found: list[str] = []
+    for name in names:
+        runs = stored[name]["runs"] if name in stored else ()
+        found += [row["run_id"] for row in runs if row["in_table"]] or [name]
+    return found
 
 
 def _truth(path: Path) -> Truth:

@@ -119,11 +119,12 @@ class Dataset:
 
     Config: ClassVar[type[PluginConfig]] = PluginConfig
     Places: ClassVar[type[PluginConfig]] = PluginConfig
-    """where its files lie on a machine: options of the section `data.<name>` of the site file,
-    which no run id holds"""
+    """where its files lie on a machine: section `data.<name>` of the site file, in no run id"""
     manifests: ClassVar[tuple[str, ...]] = ()
     """options that hold a file which names others: its identity is the fingerprint of the data that
     it leads to, wherever they lie"""
+    unseen: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """stream -> options that change nothing of it, and no label: runs share its stored tokens"""
     slow: ClassVar[bool] = False
     """whether samples take so long to make that worker processes are to make them ahead"""
     places: Any = None
@@ -131,7 +132,7 @@ class Dataset:
     used: frozenset[str] | None = None
     """streams that the run at hand sees; None: all"""
     views: int = 1
-    """items of `test` per sample, one behind the other; the mean of what is said of them counts"""
+    """items of `test` per sample, side by side; the mean of what is said of them counts"""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -162,9 +163,16 @@ class Dataset:
     def fingerprint(self) -> str:
         """SHA-256 hex digest of everything the samples are made from; same samples, same digest.
 
-        Raises ValueError if something that the used streams need is not there.
-        """
+        Raises ValueError if a used stream lacks something."""
         raise NotImplementedError
+
+    def told(self) -> Mapping[str, str]:
+        """What results say of the samples beside their options: `questions` -> how it was made."""
+        return {}
+
+    def windows(self, name: str) -> Mapping[str, tuple[float, float]]:
+        """Sample id -> first and last second seen of its recording, where that is known."""
+        return {}
 
     def ceilings(self) -> Mapping[str, Mapping[str, float]]:
         """Best reachable scores where they are known: ceiling name -> metric -> share in [0, 1].
@@ -175,9 +183,8 @@ class Dataset:
         return {}
 
     def doctor(self, workers: int, seconds: float) -> Iterator[Look] | None:
-        """What `harness data doctor` is to say of the files on this machine, one after another; how
-        fast samples come is measured for some seconds with that many workers. None: it has no files
-        that could be wrong."""
+        """What `harness data doctor` says of the files on this machine, one after another; how fast
+        samples come is measured for some seconds with that many workers. None: it has no files."""
         return None
 
 

@@ -21,8 +21,8 @@ Source: Damen et al., "Rescaling Egocentric Vision" (IJCV 2022), and its publish
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +53,11 @@ class Predictions:
     actions: Ints | None = None
     """(A, 2) the pairs of verb and noun that exist, in the order of the target `action`; None where
     that is not known"""
+    windows: npt.NDArray[np.float64] | None = None
+    """(samples, 2) first and last second that was seen of each sample's recording, NaN where that
+    is not known"""
+    made_by: Mapping[str, Any] = field(default_factory=dict)
+    """what made them: run, digest of its weights, data, encoders; empty where that is not known"""
 
 
 def pairs_of(actions: Sequence[tuple[int, int]] | None) -> Ints | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from harness.contracts import Dataset
 from harness.files import file_digest
 from harness.registry import DATASETS, ENCODERS, FUSIONS
 from harness.snapshot import record_of
@@ -191,3 +192,19 @@ def _modules_of(module: ModuleType) -> Iterator[str]:
 def _plugin_package(name: str) -> str:
     parts = name.split(".")
     return ".".join(parts[:2]) if parts[0] == "harness" else parts[0]
+
+
+def seen_by(spec: RunSpec, dataset: Dataset, stream: str) -> tuple[dict[str, Any], str]:
+    """The dataset's options and fingerprint as far as a stream depends on them."""
+    data, unseen = spec.data.model_dump(mode="json"), dataset.unseen.get(stream, ())
+    if not unseen:
+        return data, spec.fingerprint
+    known = dataset.__dict__.setdefault("_seen_by", {})  # asked for each split
+    fields = type(dataset.config).model_fields
+    usual = {name: fields[name].default for name in unseen}
+    other = type(dataset)(dataset.config.model_copy(update=usual))
+    other.places, other.used = dataset.places, frozenset((stream,))
+    data["options"] |= usual
+    if stream not in known:
+        known[stream] = other.fingerprint()
+    return data, known[stream]

@@ -174,6 +174,8 @@ class Resolver:
             if key not in self._facts:
                 dataset = dataset_of(spec, self.paths)
                 known = spec.train.method == "cost" or len(dataset.split("train"))
+                for split in () if spec.train.method == "cost" else ("select", "test"):
+                    dataset.split(split)  # what it lacks is said now
                 size = sys.maxsize if untrained else known
                 self._facts[key] = (dataset.streams, dataset.fingerprint(), size)
             return self._facts[key]

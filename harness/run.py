@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import random
 import sys
 import time
@@ -28,6 +29,7 @@ from harness.lease import Lease, LeaseLost, LeaseTaken, me
 from harness.loader import WorkerLost
 from harness.measure import measure
 from harness.model import Model, check_complete, load_weights, starts_random
+from harness.predictions import signed
 from harness.provenance import code_digests, environment, together
 from harness.registry import IMPLEMENTATIONS, load_plugins
 from harness.resume import Stopped
@@ -55,8 +57,7 @@ def run(
     Called in every process that a launcher started for the run; they share the work, and rank 0
     writes. `stop` is asked after each step of training. Raises Stopped when it said so in any
     process: the run is interrupted then, and goes on at that step. Raises LeaseTaken if others are
-    at the run. Any other exception is a failure; its trace, of whichever rank, is stored first.
-    """
+    at the run. Any other exception is a failure; its trace, of whichever rank, is stored first."""
     folder, world = store.run(run_id), find_world()
     if world.size > 1 and folder.method() in ALONE:
         if world.rank > 0:
@@ -157,7 +158,7 @@ def _run(job: _Job, threads: int) -> None:
             folder.add_attempt({**me(), "time": started, "commit": env["commit"]})
     fix_randomness(spec.seed, threads)
     IMPLEMENTATIONS.clear()
-    needed = needed_weights(job.store, spec)
+    needed, told = needed_weights(job.store, spec), dict(dataset.told())
     if spec.train.method == "cost":
         counted = {**cost(spec, dataset, paths), **measure(spec, dataset, paths, device)}
         found: dict[str, Any] | None = {"metrics": {}, "cost": counted}
@@ -168,6 +169,7 @@ def _run(job: _Job, threads: int) -> None:
     result = {
         **found,
         "ceilings": {name: dict(values) for name, values in dataset.ceilings().items()},
+        "told": told,
         "code": env["code"],
         "needs": {needs: file_digest(needed) for needs in spec.needs.values() if needed},
         "implementations": dict(IMPLEMENTATIONS),
@@ -204,6 +206,7 @@ def _learn(
 
     # ranks that lack tokens of frozen encoders compute them together, each other shards
     feeds = feed_all()
+    seen = dataset.windows("test") if group.rank == 0 else {}
     counted = cost(spec, dataset, paths) if group.rank == 0 else {}
     torch.manual_seed(group.seed(spec.seed))  # the store of tokens may have drawn numbers or not
     predictions: Mapping[str, Predictions | None]
@@ -227,9 +230,10 @@ def _learn(
     if lease is None or bad is None:
         return None
     weights = save({k: v.cpu() for k, v in model.trained_state().items()})
+    said = signed(whole["test"], spec, seen, hashlib.sha256(weights).hexdigest(), loaded)
     with lease.held():
         write_atomic(folder.weights_file, lambda out: out.write(weights))
-        folder.write_predictions(whole["test"])
+        folder.write_predictions(said)
     return {
         "metrics": {
             f"{split}/{name}": value
@@ -291,8 +295,7 @@ def _in_words(told: Mapping[str, Any]) -> str:
 def _train_raws(dataset: Dataset, stream: str) -> list[Any]:
     items = dataset.split("train")
     step = max(1, len(items) // MAX_FIT_SAMPLES)
-    samples = fetch(items, range(0, len(items), step))
-    return [sample.streams[stream] for sample in samples]
+    return [sample.streams[stream] for sample in fetch(items, range(0, len(items), step))]
 
 
 def needed_weights(store: Store, spec: RunSpec) -> Path | None:

@@ -11,7 +11,7 @@ from harness.reportspec import ReportSpec
 from harness.store import Store
 from reports.numbers import MINUS, heading, points, share, target_of
 from reports.published import published
-from reports.rows import Row, accuracy_by_group, conventions
+from reports.rows import Row, accuracy_by_group
 from reports.statistics import t_interval
 from reports.table import STALE, TOO_GOOD, above_ceiling, subset_metrics
 
@@ -73,7 +73,7 @@ def origin(preset: str, store: Store, rows: Sequence[Row]) -> list[str]:
     done = [row for row in rows if row.done]
     if not done:
         return []
-    lines = [f"Cost: {line}." for line in conventions(store, done)]
+    lines = [f"Cost: {line}." for line in _conventions(store, done)]
     if any(row.is_reference for row in done):
         lines.append(
             "Reference rows: logistic regression on the mean tokens; their parameters are the "
@@ -293,3 +293,13 @@ def _provenance(rows: Sequence[Row]) -> Iterator[str]:
     dirty = sum(run.tags.get("harness.dirty") == "True" for run in runs)
     changed = f"; {dirty} of them with uncommitted changes, kept in their folders" if dirty else ""
     yield f"{len(runs)} runs, {told}{changed}."
+
+
+def _conventions(store: Store, rows: Sequence[Row]) -> Iterator[str]:
+    """How the costs of the rows were counted: one line, unless they were counted differently."""
+    told = set()
+    for run in (run for row in rows for run in row.runs):
+        line = ((store.run(run.run_id).result() or {}).get("cost") or {}).get("convention")
+        if line and line not in told:
+            told.add(line)
+            yield line

@@ -106,4 +106,6 @@ def comparable(row: Row, paper: Published) -> str | None:
         for name, wanted in paper.protocol.items()
         if row.params.get(name) != wanted
     ]
+    if "text" in row.streams and ("template" in row.asked or "leak allowed" in row.asked):
+        differ.append(row.asked)
     return "; ".join(differ) or None

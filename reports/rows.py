@@ -7,7 +7,7 @@ per-sample predictions are put together and scored once.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,13 @@ from reports.numbers import in_order, target_of
 from reports.statistics import Summary, summary
 
 WORST_FIRST = ("failed", "running", "interrupted", "new")
-QUESTIONS = {"ground_truth": "ground-truth question", "none": "none", "text": "text"}
+QUESTIONS = {
+    "ground_truth": "ground-truth question", "none": "none", "text": "text",
+    "category": "category of the answer", "verb_category": "category of the verb",
+    "noun_category": "category of the noun", "verb_named": "the verb", "noun_named": "the noun",
+    "narration": "narration", "masked_narration": "masked narration",
+    "shuffled_narration": "narration of another segment",
+}  # fmt: skip
 IN_WORDS = {"new": "not run"}
 
 
@@ -121,6 +127,11 @@ class Row:
             return "none"
         source = self.params.get("data.options.questions", "text")
         return QUESTIONS.get(source, f"{source} question")
+
+    @property
+    def asked(self) -> str:
+        """How its questions were made, in the dataset's own words; empty where it has none."""
+        return self.runs[0].tags.get("harness.questions", "") if self.runs else ""
 
     @property
     def is_reference(self) -> bool:
@@ -249,13 +260,22 @@ def predictions(store: Store, seed: SeedResult) -> Predictions:
 
 def paired_differences(store: Store, first: Row, second: Row, metric: str) -> list[float]:
     """Accuracy of `first` minus that of `second`, mean over seeds: by group, or else by sample."""
+    found = sample_differences(store, first, second, metric)
+    if found is None:
+        return []
+    differences, groups = found
+    if not (groups != "").any():
+        return [float(value) for value in differences]
+    return [float(differences[groups == g].mean()) for g in sorted(set(groups.tolist()))]
+
+
+def sample_differences(store: Store, first: Row, second: Row, metric: str) -> Any:
+    """(samples,) differences, means over seeds, and the groups of the samples; None where the rows
+    were not tested on the same samples, or have no such metric."""
     left, right = (_hits(store, row, metric) for row in (first, second))
     if left is None or right is None or not np.array_equal(left.ids, right.ids):
-        return []
-    differences = left.values - right.values
-    if not (left.groups != "").any():
-        return [float(value) for value in differences]
-    return [float(differences[left.groups == g].mean()) for g in sorted(set(left.groups.tolist()))]
+        return None
+    return left.values - right.values, left.groups
 
 
 @dataclass(frozen=True)
@@ -293,13 +313,3 @@ def accuracy_by_group(store: Store, row: Row, metric: str) -> dict[str, float]:
         for group in sorted(set(said.groups.tolist()) - {""}):
             found.setdefault(group, []).append(float(hits[said.groups == group].mean()))
     return {group: float(np.mean(values)) for group, values in found.items()}
-
-
-def conventions(store: Store, rows: Sequence[Row]) -> Iterator[str]:
-    """How the costs of the rows were counted: one line, unless they were counted differently."""
-    told = set()
-    for run in (run for row in rows for run in row.runs):
-        line = ((store.run(run.run_id).result() or {}).get("cost") or {}).get("convention")
-        if line and line not in told:
-            told.add(line)
-            yield line

@@ -53,7 +53,7 @@ def results_table(
     scores = [_metric_column(metric, store, rows) for metric in report.metrics]
     columns = [label_column(), seeds_column(), *scores]
     told = {row.information for row in rows if row.done}
-    if told - {"none", "ground-truth question", "text"}:
+    if told - {"none", "ground-truth question", "text"} or any(row.asked for row in rows):
         columns.insert(1, _information_column())
     if any(row.ceiling(metric) is not None for row in rows for metric in report.metrics):
         columns.append(_ceiling_column(report))
@@ -131,7 +131,8 @@ def seeds_column() -> Column:
 
 def _information_column() -> Column:
     def ours(row: Row) -> Cell:
-        return Cell(row.information, {"information": row.information})
+        text = f"{row.information} ({row.asked})" if row.asked else row.information
+        return Cell(text, {"information": row.information, "questions": row.asked})
 
     def theirs(paper: Published) -> Cell:
         return Cell(paper.information, {"information": paper.information})

@@ -6,7 +6,7 @@ the site file, section `data.ek100` (docs/ek100.md).
 
     annotations  segments and classes        layout, footage, ...  decoding
     sampling     the instants of a clip      boxes, ...            hands and objects
-    transforms   crop, augmentation          questions             the text
+    transforms   crop, augmentation          asking, questions     the text
     split        one sample from all of it   submission            a challenge's file
 
 Source: Damen et al., "Rescaling Egocentric Vision" (IJCV 2022).
@@ -15,7 +15,7 @@ Source: Damen et al., "Rescaling Egocentric Vision" (IJCV 2022).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -30,19 +30,24 @@ from harness.data.ek100.annotations import (
     WHERE_FROM,
     Annotations,
     Pair,
-    Segment,
     splits,
 )
 from harness.finding import Look
 from harness.registry import DATASETS
 
 if TYPE_CHECKING:
+    from harness.data.ek100.asking import Asking
     from harness.data.ek100.layout import Layout
     from harness.data.ek100.split import Ek100Split
 
 MOST_WORDS = 64
 """of the questions to a segment"""
 INSTEAD = "see docs/ek100.md"
+Source = Literal[
+    "ground_truth", "predicted", "shuffled", "constant", "category", "verb_category",
+    "noun_category", "verb_named", "noun_named", "narration", "masked_narration",
+    "shuffled_narration",
+]  # fmt: skip
 
 
 class Ek100Places(PluginConfig):
@@ -50,6 +55,8 @@ class Ek100Places(PluginConfig):
 
     annotations: Path | None = None
     """folder of the CSV files"""
+    train: Path | None = None
+    """CSV file of the segments to train on, if not EPIC_100_train.csv of that folder"""
     footage: Path | None = None
     """folder of videos, chunks, frames or tars; layouts are found out"""
     template: str | None = None
@@ -57,9 +64,9 @@ class Ek100Places(PluginConfig):
     boxes: Path | None = None
     """folder of hand-object pickles, or `epickitchens.h5`; None: boxes are absent"""
     questions: Path | None = None
-    """JSON lines with `narration_id`, `verb_question`, `noun_question`, of the true labels"""
+    """questions made from the true labels, as `harness questions build` writes them"""
     predicted_questions: Path | None = None
-    """the same, of what a model predicted"""
+    """the same, from what a model predicted"""
     scratch: Path | None = None
     """fast local folder: footage is copied there when it is first opened, and indices are kept"""
 
@@ -70,6 +77,7 @@ class Ek100(Dataset):
 
     Places = Ek100Places
     slow = True
+    unseen = {"video": ("questions", "allow_leak")}
 
     class Config(PluginConfig):
         task: Literal["recognition", "anticipation"] = "recognition"
@@ -94,11 +102,21 @@ class Ek100(Dataset):
         """boxes per frame: right hand, left hand, objects"""
         boxes: Literal["correct", "orvit_release"] = "correct"
         """`orvit_release`: as the released ORViT transforms them, whose boxes are lost by it"""
-        questions: Literal["ground_truth", "predicted", "shuffled", "constant"] = "ground_truth"
-        """what the text is made from; `shuffled`: the true questions of another segment of the
-        split; `constant`: the same two questions for all"""
+        questions: Source = "ground_truth"
+        """what the text is made from. From files of the site: `ground_truth`, `predicted`, and
+        `shuffled`, the true questions of another segment of the split. From the annotations alone:
+        `constant`, the same two for all; the `category` of the classes, or of one of them; one
+        class itself, `verb_named` or `noun_named`, in the question for the other; `narration`,
+        `masked_narration` and `shuffled_narration`, that of another segment"""
+        allow_leak: bool = False
+        """in anticipation: take questions that were made from what is to be foretold"""
         select_share: float = Field(default=0.05, ge=0, lt=0.5)
         """share of each participant's training videos that is `select`"""
+        folds: int = Field(default=0, ge=0)
+        """2 or more: `test` is a part of the training videos that is not trained on, so that every
+        training segment is once predicted by a model that has not seen it; 0: the validation set"""
+        fold: int = Field(default=0, ge=0)
+        """which of the `folds` is `test`"""
         targets: Literal["pair", "action", "all"] = "pair"
         """what there are heads for: `pair`, verb and noun; `action`, the 3,806 pairs of them that
         the annotations have; `all`, these and both"""
@@ -112,6 +130,8 @@ class Ek100(Dataset):
             released = self.sampling == "inavit_release"
             if self.task == "anticipation" and not released and self.test_clips > 1:
                 raise ValueError("what is seen before an action is one window: test_clips is 1")
+            if self.folds == 1 or self.fold >= max(1, self.folds):
+                raise ValueError(f"fold {self.fold} of {self.folds}: take folds: 5 and fold 0 to 4")
             if self.sampling == "segment" and self.test_clips > 1:
                 raise ValueError("sampling segment takes the whole segment: test_clips is 1")
             return self
@@ -142,7 +162,15 @@ class Ek100(Dataset):
     @cached_property
     def annotations(self) -> Annotations:
         """Raises ValueError if they are not there."""
-        return Annotations.read(self._place("annotations", f"the annotations (`{WHERE_FROM}`)"))
+        folder = self._place("annotations", f"the annotations (`{WHERE_FROM}`)")
+        return Annotations.read(folder, (self.places.train if self.places else None) or True)
+
+    @cached_property
+    def asking(self) -> Asking:
+        """Where the text comes from."""
+        from harness.data.ek100.asking import Asking
+
+        return Asking(self.config, self.places or Ek100Places(), self.annotations)
 
     @cached_property
     def layout(self) -> Layout:
@@ -174,7 +202,9 @@ class Ek100(Dataset):
         from harness.data.ek100.boxes import Boxes, say_none
         from harness.data.ek100.split import Ek100Split
 
-        parts = splits(self.annotations, self.config.select_share)
+        parts = splits(
+            self.annotations, self.config.select_share, self.config.folds, self.config.fold
+        )
         if name not in parts:
             raise ValueError(f"ek100 has the splits {', '.join(parts)}, not {name!r}")
         own = self.places or Ek100Places()
@@ -187,7 +217,7 @@ class Ek100(Dataset):
             replace(self.annotations, train=(), validation=()),  # this is sent to workers
             self.layout if self._sees("video") else None,
             Boxes.open(own.boxes if self._sees("video") else None, own.scratch),
-            self._questions(parts[name]) if self._sees("text") else None,
+            self.asking.texts(parts[name]) if self._sees("text") else None,
             self.views if name == "test" else 1,
         )
 
@@ -196,9 +226,15 @@ class Ek100(Dataset):
         if self._sees("video"):
             digest.update("\n".join(self.layout.digest_parts(sorted(self.layout.places))).encode())
             digest.update(self._boxes_facts().encode())
-        if self._sees("text") and (file := self._question_file()) is not None:
-            digest.update(file.read_bytes())
+        if self._sees("text"):
+            digest.update(self.asking.digest_part())
         return digest.hexdigest()
+
+    def told(self) -> Mapping[str, str]:
+        return {"questions": self.asking.told()} if self._sees("text") else {}
+
+    def windows(self, name: str) -> Mapping[str, tuple[float, float]]:
+        return self.split(name).windows() if self._sees("video") else {}
 
     def doctor(self, workers: int, seconds: float) -> Iterator[Look]:
         from harness.data.ek100.doctor import examine
@@ -227,23 +263,3 @@ class Ek100(Dataset):
             return "no boxes"
         files = [root] if root.is_file() else sorted([*root.rglob("*.pkl"), *root.rglob("*.h5")])
         return "\n".join(f"{file.name} {file.stat().st_size}" for file in files)
-
-    def _question_file(self) -> Path | None:
-        """The file that the text comes from; None where it needs none."""
-        if self.config.questions == "constant":
-            return None
-        predicted = self.config.questions == "predicted"
-        name = "predicted_questions" if predicted else "questions"
-        file: Path | None = getattr(self.places, name, None)
-        if file is None:
-            raise ValueError(
-                f"questions of EPIC-Kitchens-100 ({self.config.questions}) are asked for: write "
-                f"`data: {{ek100: {{{name}: FILE}}}}` into harness.site.yaml; {INSTEAD}"
-            )
-        return file
-
-    def _questions(self, segments: Sequence[Segment]) -> Mapping[str, str]:
-        from harness.data.ek100.questions import constant, read
-
-        file, wanted = self._question_file(), [segment.narration_id for segment in segments]
-        return constant(wanted) if file is None else read(file, wanted)

@@ -64,20 +64,24 @@ class Annotations:
     """SHA-256 of the files"""
 
     @staticmethod
-    def read(folder: Path, train: bool = True) -> Annotations:
-        """What lies in `folder`; `train=False` does without the training set, for scoring.
+    def read(folder: Path, train: bool | Path = True) -> Annotations:
+        """What lies in `folder`; the training set may be another file, and `train=False` does
+        without, for scoring.
 
         Raises ValueError that names the file, and the line, of every mistake.
         """
-        wanted = [name for name in FILES if train or name != TRAIN]
-        missing = [name for name in wanted if not (folder / name).is_file()]
+        wanted = {name: folder / name for name in FILES if train or name != TRAIN}
+        if isinstance(train, Path):
+            wanted[TRAIN] = train
+        missing = [str(f) if n == TRAIN else n for n, f in wanted.items() if not f.is_file()]
         if missing:
             raise ValueError(
                 f"{folder}: no {', '.join(missing)} here; get the annotations with `{WHERE_FROM}`"
             )
-        pairs = [PAIRS] if (folder / PAIRS).is_file() else []
-        stamps = tuple((folder / name).stat().st_mtime_ns for name in wanted + pairs)
-        return _read(folder, tuple(wanted + pairs), stamps)
+        if (folder / PAIRS).is_file():
+            wanted[PAIRS] = folder / PAIRS
+        stamps = tuple(file.stat().st_mtime_ns for file in wanted.values())
+        return _read(folder, tuple(wanted.items()), stamps)
 
     def subset(self, segment: Segment) -> str:
         """The shares of the validation set that a segment is in, as `contracts.Sample` has them."""
@@ -96,15 +100,17 @@ def share_names(unseen: bool, verb: bool, noun: bool) -> str:
 
 
 @lru_cache(maxsize=4)
-def _read(folder: Path, names: tuple[str, ...], _stamps: tuple[int, ...]) -> Annotations:
-    digest = hashlib.sha256()
-    for name in names:
+def _read(
+    folder: Path, files: tuple[tuple[str, Path], ...], _stamps: tuple[int, ...]
+) -> Annotations:
+    digest, names = hashlib.sha256(), dict(files)
+    for name, file in files:
         try:
-            content = (folder / name).read_bytes()
+            content = file.read_bytes()
         except OSError as error:
-            raise ValueError(f"{folder / name}: {error.strerror or error}") from None
+            raise ValueError(f"{file}: {error.strerror or error}") from None
         digest.update(name.encode() + b"\0" + content)
-    train = segments(folder / TRAIN) if TRAIN in names else ()
+    train = segments(names[TRAIN]) if TRAIN in names else ()
     validation = segments(folder / VALIDATION)
     if shared := {s.narration_id for s in train} & {s.narration_id for s in validation}:
         raise ValueError(
@@ -121,8 +127,8 @@ def _read(folder: Path, names: tuple[str, ...], _stamps: tuple[int, ...]) -> Ann
     return Annotations(
         train,
         validation,
-        frozenset(_column(folder / TAIL_VERBS, "verb", _class(VERBS))),
-        frozenset(_column(folder / TAIL_NOUNS, "noun", _class(NOUNS))),
+        frozenset(_column(folder / TAIL_VERBS, "verb", class_below(VERBS))),
+        frozenset(_column(folder / TAIL_NOUNS, "noun", class_below(NOUNS))),
         frozenset(_column(folder / UNSEEN, "participant_id", str)),
         actions,
         digest.hexdigest(),
@@ -155,7 +161,9 @@ def seconds(text: str) -> float:
     return int(hours) * 3600 + int(minutes) * 60 + float(rest)
 
 
-def _class(count: int) -> Callable[[str], int]:
+def class_below(count: int) -> Callable[[str], int]:
+    """Text -> a class of 0 .. count - 1; ValueError for anything else."""
+
     def read(text: str) -> int:
         if not text.strip().isdecimal() or int(text) >= count:
             raise ValueError(f"{text!r} is not a class in 0..{count - 1}")
@@ -176,8 +184,8 @@ _SEGMENT: Mapping[str, Callable[[str], object]] = {
     "video_id": word,
     "start_timestamp": seconds,
     "stop_timestamp": seconds,
-    "verb_class": _class(VERBS),
-    "noun_class": _class(NOUNS),
+    "verb_class": class_below(VERBS),
+    "noun_class": class_below(NOUNS),
     "narration": str,
 }
 
@@ -228,28 +236,38 @@ def _column(file: Path, name: str, convert: Callable[[str], object]) -> list:
 
 def _listed(file: Path) -> tuple[Pair, ...]:
     """The pairs of `actions.csv` (id, verb, noun, action), in the order of their ids."""
-    whole = _class(1_000_000)
-    listed = sorted(rows(file, {"id": whole, "verb": _class(VERBS), "noun": _class(NOUNS)}))  # type: ignore[type-var]
+    whole = class_below(1_000_000)
+    listed = sorted(
+        rows(file, {"id": whole, "verb": class_below(VERBS), "noun": class_below(NOUNS)})
+    )  # type: ignore[type-var]
     if [row[0] for row in listed] != list(range(len(listed))):
         raise ValueError(f"{file}: ids are not 0..{len(listed) - 1}, each once")
     return tuple((row[1], row[2]) for row in listed)  # type: ignore[misc]
 
 
-def splits(found: Annotations, share: float) -> dict[str, tuple[Segment, ...]]:
+def splits(
+    found: Annotations, share: float, folds: int = 0, fold: int = 0
+) -> dict[str, tuple[Segment, ...]]:
     """`train`, `select` and `test`.
 
     `select` holds `share` of each participant's training videos, at least one of those who have
-    three, chosen by a digest of the video's name; `test` is the validation set.
+    three, chosen by a digest of the video's name; `test` is the validation set. With `folds` each
+    participant's training videos are dealt to so many parts, and `test` is the part `fold`, of
+    which nothing is in `train` or `select`.
     """
     videos: dict[str, set[str]] = {}
     for segment in found.train:
         videos.setdefault(segment.participant, set()).add(segment.video)
-    held: set[str] = set()
+    held, tested = set[str](), set[str]()
     for own in videos.values():
-        count = max(round(share * len(own)), int(len(own) > 2))
-        held.update(sorted(own, key=lambda name: hashlib.sha256(name.encode()).digest())[:count])
+        order = sorted(own, key=lambda name: hashlib.sha256(name.encode()).digest())
+        if folds:
+            tested.update(order[fold::folds])
+            order = [name for name in order if name not in tested]
+        held.update(order[: max(round(share * len(order)), int(len(order) > 2))])
+    left = tuple(segment for segment in found.train if segment.video not in tested)
     return {
-        "train": tuple(segment for segment in found.train if segment.video not in held),
-        "select": tuple(segment for segment in found.train if segment.video in held),
-        "test": found.validation,
+        "train": tuple(segment for segment in left if segment.video not in held),
+        "select": tuple(segment for segment in left if segment.video in held),
+        "test": tuple(s for s in found.train if s.video in tested) if folds else found.validation,
     }

@@ -260,7 +260,7 @@ class Visit:
         lacking: list[str] = []
         for name, file in files.items():
             try:
-                known = asked_in(file)
+                known = asked_in(file).texts
             except (ValueError, OSError) as error:
                 return Look("questions", Finding("fail", f"{name}: {error}", "write it anew"))
             gone = [one.narration_id for one in self.segments if one.narration_id not in known]

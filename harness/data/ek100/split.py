@@ -8,6 +8,7 @@ Source: none, ours; the parts name theirs.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 GREY = 128
 """of a clip where nothing can be seen before the action"""
 SHUFFLE_SEED = 0
+SHUFFLED = ("shuffled", "shuffled_narration")
 Draw = tuple[int, int]
 
 
@@ -63,6 +65,21 @@ class Ek100Split:
         """Whether the video begins too late for anything to be seen before the action."""
         early = self.config.task == "anticipation" and self.config.sampling == "window"
         return early and segment.start <= self.config.ahead
+
+    def windows(self) -> dict[str, tuple[float, float]]:
+        """Narration id -> the first and the last second of its video that its views show."""
+        found = {}
+        for segment in self.seen:
+            clips = [
+                _Clip(self, segment, view, None)
+                for view in range(0, self.views, self.config.test_crops)
+            ]
+            with contextlib.suppress(BadSample):
+                seen = [clip.instants for clip in clips if clip.instants is not None]
+                if seen:
+                    whole = np.concatenate(seen)
+                    found[segment.narration_id] = (float(whole.min()), float(whole.max()))
+        return found
 
     def __getitem__(self, index: int) -> Sample:
         return self._sample(index, None)
@@ -108,7 +125,7 @@ class Ek100Split:
         if self.asked is None:
             raise ValueError("the questions were not asked for")
         name = segment.narration_id
-        return self.asked[self._other[name] if self.config.questions == "shuffled" else name]
+        return self.asked[self._other[name] if self.config.questions in SHUFFLED else name]
 
 
 class _Clip:
