@@ -27,6 +27,9 @@ class ReportSpec(Config):
     """shares of the test split also reported by themselves"""
     fusion_score: bool = False
     """of two `subsets`: also the ratio of the second's scores to the first's"""
+    leakage: bool = False
+    """of rows that differ in the source of their questions: also a table of models by source, with
+    what each source gains and what of the gain survives when questions come from predictions"""
     notes: list[str] = []
     """printed under the table"""
     gate: float | None = Field(default=None, gt=0)

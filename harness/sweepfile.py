@@ -90,10 +90,27 @@ def _preset(layer: Node, name: str, file: Path) -> Node:
 def _lay(root: Node, over: Node) -> Node:
     """`over` laid over a sweep: `base`, `runs` and `needs` are merged, other sections replaced."""
     merged = dict(root.value)
+    out = over.get("runs")
+    if out is not None and isinstance(out.value, dict):
+        over = Node({**over.value, "runs": _taken_out(merged, out)}, over.where)
     for key, child in over.value.items():
         merge = key in ("base", "runs", "needs", "report", "slurm") and key in merged
         merged[key] = overlay(undot(merged[key]), undot(child)) if merge else child
     return Node(merged, root.where)
+
+
+def _taken_out(merged: dict[str, Node], over: Node) -> Node:
+    """`over` without the rows that it takes out (`NAME: null`); `merged` loses these."""
+    named = [name for name, child in over.value.items() if child.value is None]
+    rows = merged["runs"].value if "runs" in merged else {}
+    for name in named:
+        if not isinstance(rows, dict) or name not in rows:
+            what = no_such_key(name, list(rows) if isinstance(rows, dict) else [])
+            raise ConfigError(f"{over.value[name].where}: runs.{name}: {what}")
+    if named:
+        kept = {name: child for name, child in rows.items() if name not in named}
+        merged["runs"] = Node(kept, merged["runs"].where)
+    return Node({k: v for k, v in over.value.items() if v.value is not None}, over.where)
 
 
 def _check_keys(root: Node, known: Sequence[str]) -> None:

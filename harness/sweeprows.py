@@ -140,7 +140,7 @@ def refuse(messages: Iterator[str] | list[str]) -> None:
 
 def _choices(axes: Node | None) -> list[list[tuple[str, Node]]]:
     """For every axis (label, what it lays over a row) of each value; `seed` is not an axis."""
-    crossed = {k: v for k, v in axes.value.items() if k != "seed"} if axes else {}
+    crossed = {k: v for k, v in _flat(axes.value) if k != "seed"} if axes else {}
     refuse(
         f"{values.where}: axes.{key}: "
         f"{'is empty' if values.value == () else f'is {kind_of(values.value)}'}; "
@@ -155,6 +155,15 @@ def _choices(axes: Node | None) -> list[list[tuple[str, Node]]]:
         ]
         for key, values in crossed.items()
     ]
+
+
+def _flat(axes: Mapping[str, Node], prefix: str = "") -> Iterator[tuple[str, Node]]:
+    """`{data: {options: {x: [...]}}}`, as --set has it, -> `data.options.x`."""
+    for key, child in axes.items():
+        if isinstance(child.value, dict):
+            yield from _flat(child.value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", child
 
 
 def _label(key: str, value: Node) -> str:

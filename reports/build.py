@@ -14,6 +14,7 @@ from harness.store import Store
 from harness.track import key, tracked
 from reports.footnotes import cost_footnotes, results_footnotes
 from reports.gate import gate_table, gated_rows, stamps
+from reports.leakage import leakage_table
 from reports.render import comma_separated, latex, markdown
 from reports.rows import Row, collect
 from reports.table import Table, cost_table, results_table
@@ -80,6 +81,9 @@ def build(
                     part = report.model_copy(update={"title": title})
                     told = list(stamps(its, gated))
                     notes = results_footnotes(part, _preset(record), store, its, told)
+                    if report.leakage:
+                        leaks = leakage_table(part, where, store, its, list(report.notes))
+                        texts.append(_write(leaks, out, f"{file}-leakage"))
                     table = results_table(part, where, store, its, notes)
                     texts.append(_write(table, out, file))
                     write_figures(part, its, uri, out, file)

@@ -14,6 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from harness.reportspec import ReportSpec
 from harness.track import history, key
+from reports.leakage import leakage_bars
 from reports.numbers import heading
 from reports.rows import Row, SeedResult
 from reports.table import row_cost, subset_metrics
@@ -31,11 +32,13 @@ MIN_GAP = 0.04
 def write_figures(
     report: ReportSpec, rows: Sequence[Row], tracking_uri: str, out: Path, stem: str
 ) -> list[Path]:
-    """`<stem>-curves` and `<stem>-accuracy-cost`, as PNG and PDF; none without numbers."""
+    """`<stem>-curves`, `<stem>-accuracy-cost` and, where it is asked for, `<stem>-leakage`, as PNG
+    and PDF; none without numbers."""
     with matplotlib.rc_context(fname=STYLE):
         made = {
             "curves": learning_curves(report, rows, tracking_uri),
             "accuracy-cost": accuracy_cost(report, rows),
+            "leakage": leakage_bars(report, rows) if report.leakage else None,
         }
         return [
             file

@@ -14,10 +14,10 @@ from harness.data.simkitchen.ceilings import bag_of_words, ceilings_of, shares, 
 from harness.data.simkitchen.questions import wording, write
 from harness.data.simkitchen.world import WorldConfig, draw, next_action, split_seed, targets
 
-SOURCES = ("ground_truth", "shuffled", "constant", "none", "predicted")
+SOURCES = ("ground_truth", "shuffled", "constant", "none", "predicted", "category")
 ITEMS = 200_000
 SIGMAS = 4.5
-"""over the 540 comparisons of the oracle test together as unlikely as 3 sigma is for one"""
+"""over the 648 comparisons of the oracle test together as unlikely as 3 sigma is for one"""
 
 
 def config(**options) -> WorldConfig:

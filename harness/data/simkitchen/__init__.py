@@ -73,6 +73,9 @@ class SimKitchen(Dataset):
         """items for the table"""
 
     config: Config
+    unseen = {
+        "video": ("questions", "q_v", "q_n", "q_p", "mask", "contrast", "cue_dropped"),
+    }
 
     @property
     def streams(self) -> Mapping[str, Stream]:

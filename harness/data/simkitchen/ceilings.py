@@ -116,6 +116,8 @@ def _actions(rules: WorldConfig) -> Floats:
     manner, domain = _confused(2, right[0]) / 2, _confused(3, right[1]) / 3
     side = np.eye(3)
     side[:2, :2] = _confused(2, right[2])
+    if rules.questions == "category":
+        side = np.tile(side[NO_SIDE], (3, 1))
     u = rules.cue_dropped
     cue = np.einsum(
         "ac,bd->cdab",

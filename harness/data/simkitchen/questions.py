@@ -91,7 +91,7 @@ def wording(config: WorldConfig, items: Items, size: int) -> Wording:
         domain = (domain + wrong * (1 + choice(seed, index, "look-alike", 2))) % 3
     return Wording(
         index,
-        np.where(items.two, side, NO_SIDE),
+        np.where(items.two & (config.questions != "category"), side, NO_SIDE),
         np.where(chance(seed, index, "no manner", config.cue_dropped), MANNER_DROPPED, manner),
         np.where(chance(seed, index, "no domain", config.cue_dropped), DOMAIN_DROPPED, domain),
         items.verb - items.manner + manner,

@@ -55,9 +55,11 @@ class WorldConfig(PluginConfig):
     """share of cues said by contrast, `A rather than B` or `not B but A`"""
     label_noise: Share = 0.0
     """share of targets replaced by a uniformly drawn class, in every split"""
-    questions: Literal["ground_truth", "shuffled", "constant", "none", "predicted"] = "ground_truth"
-    """worded for the item's own action, for another item's, the same for all, empty, or worded by
-    an imperfect recogniser"""
+    questions: Literal["ground_truth", "shuffled", "constant", "none", "predicted", "category"] = (
+        "ground_truth"
+    )
+    """worded for the item's own action, for another item's, the same for all, empty, worded by an
+    imperfect recogniser, or for the own action without the side"""
     q_v: Share = 0.8
     """share of `predicted` questions with the right manner, else that of the look-alike"""
     q_n: Share = 0.8
