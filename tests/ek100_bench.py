@@ -89,13 +89,21 @@ def write_footage(root: Path, size: tuple[int, int] = SIZE) -> Path:
     return root
 
 
-def write_questions(file: Path, of: Iterable[list[object]]) -> Path:
+def write_questions(file: Path, of: Iterable[list[object]], predicted: bool = False) -> Path:
+    """Predicted ones say that they are, and come from what is seen a second before the action."""
+
+    def origin(one: list[object]) -> dict[str, object]:
+        start = float(str(one[4]).rpartition(":")[2])
+        window = [0.0, max(0.0, start - 1.0)]
+        return {"label_source": "predicted", "predicted_from": {"window": window}}
+
     lines = [
         json.dumps(
             {
                 "narration_id": one[0],
                 "verb_question": f"What is done with the <MASK> of kind {one[12]}?",
                 "noun_question": f"What does the person <MASK>, in way {one[10]}?",
+                **(origin(one) if predicted else {}),
             }
         )
         for one in of
@@ -141,7 +149,7 @@ def make(folder: Path) -> Path:
     write_footage(folder / "footage")
     write_boxes(folder / "boxes")
     write_questions(folder / "questions.jsonl", rows_of((*TRAIN, *TEST)))
-    write_questions(folder / "predicted.jsonl", rows_of((*TRAIN, *TEST)))
+    write_questions(folder / "predicted.jsonl", rows_of((*TRAIN, *TEST)), predicted=True)
     (folder / "harness.site.yaml").write_text(
         "data:\n  ek100:\n    annotations: annotations\n    footage: footage\n    boxes: boxes\n"
         "    questions: questions.jsonl\n    predicted_questions: predicted.jsonl\n"

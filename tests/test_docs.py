@@ -68,7 +68,7 @@ def test_the_sweep_file_of_the_guide_is_planned(tmp_path):
 def test_every_sweep_of_the_project_is_planned_under_each_preset(file):
     presets = parse_yaml(file.read_text(), file.name).get("presets")
     for preset in presets.value if presets else [None]:
-        if preset != "ek100":  # test_ek100.py and test_baselines.py, where its data are
+        if not str(preset).startswith("ek100"):  # test_ek100.py and others, where its data are
             assert plan(file, preset).runs
 
 

@@ -91,7 +91,7 @@ def test_training_instants_are_within_the_segment_and_settled_by_seed_turn_and_i
 
 
 def test_nothing_after_the_time_before_the_action_is_seen(folder):
-    split = dataset(folder, task="anticipation").split("test")
+    split = dataset(folder, task="anticipation", questions="constant").split("test")
     for index in range(len(split)):
         segment, sample = split.seen[index], split[index]
         if split.hidden(segment):
@@ -101,7 +101,7 @@ def test_nothing_after_the_time_before_the_action_is_seen(folder):
             assert stamps(sample).max() <= max(segment.start - 1.0, 0) + half(sample)
     hidden = [segment for segment in split.segments if split.hidden(segment)]
     assert len(hidden) == 2  # the first segment of each video
-    train = dataset(folder, task="anticipation").split("train")
+    train = dataset(folder, task="anticipation", questions="constant").split("train")
     assert len(train) == len(train.segments) - len({s.video for s in train.segments})
 
 
