@@ -380,6 +380,20 @@ def test_each_replayed_row_has_its_own_question(folder, tmp_path):
     assert len({record["verb_question"] for record in bench.read(out)}) == len(rows)
 
 
+def test_each_replayed_row_of_predictions_stands_alone_too(folder, tmp_path, monkeypatch):
+    from harness.questions import session
+
+    monkeypatch.chdir(folder)
+    rows = read_rows(folder / "annotations" / "EPIC_100_validation.csv")
+    given = {"rows": None, "predictions": ["r"], "task": "recognition", "ahead": 1.0,
+             "describe": "target", "backend": "replay", "annotations": None,
+             "out": tmp_path / "q.jsonl", "allow_leak": False}  # fmt: skip
+    monkeypatch.setattr("harness.cli_evaluate.runs_named", lambda names: [])
+    monkeypatch.setattr("harness.questions.predicted.rows_from", lambda found, *more: found)
+    made = session.Session(session.Wanted(given, 0, 1, "strict"))
+    assert len({row.content.alone for row in made.rows}) == len(made.rows) > len(rows)
+
+
 def test_a_leak_that_was_allowed_is_replayed_as_one(folder, tmp_path):
     leaking, again = tmp_path / "l.jsonl", tmp_path / "a.jsonl"
     words = ("--task", "anticipation", "--allow-leak")

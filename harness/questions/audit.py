@@ -16,8 +16,8 @@ import inspect
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -246,8 +246,4 @@ def write_csv(found: Sequence[Leak], file: Path) -> None:
     with out:
         writer = csv.DictWriter(out, list(Leak.__dataclass_fields__), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(_plain(one) for one in found)
-
-
-def _plain(one: Leak) -> Mapping[str, Any]:
-    return {name: getattr(one, name) for name in Leak.__dataclass_fields__}
+        writer.writerows(asdict(one) for one in found)

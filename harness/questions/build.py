@@ -15,8 +15,9 @@ Source: paper sec. 3.1.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -194,8 +195,4 @@ def contents_of(
     """The contents that are this process's share, in the order of the rows."""
     groups = by_content(rows)
     mine = (content for content in groups if shards == 1 or shard_of(content, shards) == shard)
-    return {content: groups[content] for _, content in zip(_count(limit), mine, strict=False)}
-
-
-def _count(limit: int | None) -> Iterator[int]:
-    yield from range(limit if limit is not None else 2**62)
+    return {content: groups[content] for content in itertools.islice(mine, limit)}

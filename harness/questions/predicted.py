@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from harness.config import ConfigError
-from harness.data.ek100.asking import ABOUT_ITSELF
+from harness.data.ek100.asking import ABOUT_ITSELF, SLACK, in_time
 from harness.data.ek100.classes import Classes
 from harness.evaluate import Predictions
 from harness.questions.rows import NO_CLASS, PREDICTED, Content, Row
@@ -25,7 +25,6 @@ from harness.questions.rows import NO_CLASS, PREDICTED, Content, Row
 Describe = Literal["target", "observed"]
 """whose prediction a segment's questions are made from: its own, or that of the last segment of its
 video that was seen in time"""
-SLACK = 1e-6
 NEEDED = ("run", "weights", "data")
 
 
@@ -148,9 +147,7 @@ def _best(found: Predictions, name: str) -> tuple[Any, Any]:
 def _check_windows(rows: Iterable[Row], said: Mapping[str, Said], ahead: float) -> None:
     for row in rows:
         one, until = said[row.narration_id], row.start - ahead
-        if one.window is None and until <= 0:
-            continue  # nothing can be seen before it
-        if one.window is None or one.window[1] > max(until, 0) + SLACK:
+        if not in_time(one.window, row.start, ahead):
             seen = "not known" if one.window is None else f"{one.window[1]:.2f} s"
             itself = one.origin["task"] == "recognition"
             raise ConfigError(

@@ -109,7 +109,7 @@ def check_losses(out: Path, built: Built) -> None:
         for names, what in ((lost, "rows would be lost"), (other, "would be others"))
         if names
     ]
-    if told:  # fmt: skip
+    if told:
         raise ConfigError(
             f"--out: {out} is left as it is: {' and '.join(told)}; take another name, or "
             f"--overwrite"

@@ -140,7 +140,7 @@ class Session:
             started = time.monotonic()
             with Live() as live:
                 settled = settle(
-                    contents, writer, self.lexicon, wanted.policy, self._jobs(budget),
+                    contents, writer, self.lexicon, wanted.policy, self._jobs(),
                     lambda done, total, note: live.update("build", "questions", done, total, note),
                 )  # fmt: skip
             spent = _spent(writer, budget, time.monotonic() - started)
@@ -149,7 +149,7 @@ class Session:
             )
         return self._finish(built, spent)
 
-    def _jobs(self, budget: Budget | None) -> int:
+    def _jobs(self) -> int:
         """At once: one where no server is waited for."""
         return int(self.wanted["jobs"]) if self.wanted["backend"] == "openai" else 1
 
@@ -232,7 +232,7 @@ class Session:
         """What is asked about. Raises ConfigError where it may not be."""
         wanted = self.wanted
         assert self.places.annotations is not None
-        own = self.places.train or self.places.annotations / TRAIN  # type: ignore[operator]
+        own = self.places.train or self.places.annotations / TRAIN
         train = (
             frozenset(row.narration_id for row in read_rows(own)) if own.is_file() else frozenset()
         )
@@ -249,8 +249,8 @@ class Session:
             named = [read_named(name) for name in runs_named(wanted["predictions"])]
             said = [(predictions, str(path)) for predictions, path in named]
             held_out = frozenset(row.narration_id for row in read_rows(tested))
-            return rows_from(found, held_out, said, self.classes, ahead, wanted["describe"])
-        if ahead is not None and not wanted["allow_leak"]:
+            found = rows_from(found, held_out, said, self.classes, ahead, wanted["describe"])
+        elif ahead is not None and not wanted["allow_leak"]:
             leaking = [row.narration_id for row in found if row.narration_id not in train]
             if leaking:
                 raise ConfigError(

@@ -26,6 +26,7 @@ from harness.data.ek100.questions import (
     from_annotations,
     read,
 )
+from harness.questions import template
 
 if TYPE_CHECKING:
     from harness.data.ek100 import Ek100Places
@@ -35,16 +36,23 @@ ABOUT_ITSELF = (*CATEGORIES, *NAMED, "ground_truth", "narration", "masked_narrat
 SLACK = 1e-6
 """seconds by which times that are equal may differ"""
 TOLD = {
-    "constant": "template questions: no label information",
-    "category": "template questions: categories of the label",
+    "constant": template.TOLD[0],
+    "category": template.TOLD[1],
     "verb_category": "template questions: category of the verb",
     "noun_category": "template questions: category of the noun",
     "verb_named": "the verb is said",
     "noun_named": "the noun is said",
     "narration": "narration as it is: verb and noun are said",
-    "masked_narration": "template questions: masked narration",
+    "masked_narration": template.TOLD[2],
     "shuffled_narration": "narration of another segment",
 }
+
+
+def in_time(window: tuple[float, float] | None, start: float, ahead: float) -> bool:
+    """Whether what was seen of a video ends `ahead` seconds before an action that begins at
+    `start`; nothing can be seen before one that begins earlier than that."""
+    until = max(start - ahead, 0.0)
+    return until == 0 if window is None else window[1] <= until + SLACK
 
 
 class Asking:
@@ -159,17 +167,16 @@ class Asking:
             if segment.narration_id not in asked.texts:
                 continue
             window, until = asked.windows[segment.narration_id], segment.start - self.config.ahead
-            if window is None and until <= 0:
-                continue  # nothing can be seen before it
+            if in_time(window, segment.start, self.config.ahead):
+                continue
             if window is None:
                 raise ValueError(
                     f"{file}: does not say what of the video the questions to "
                     f"{segment.narration_id} come from; build it with `harness questions build "
                     f"--task anticipation --predictions RUNS`, or say data.options.allow_leak: true"
                 )
-            if window[1] > max(until, 0) + SLACK:
-                raise ValueError(
-                    f"{file}: the questions to {segment.narration_id} come from the video up to "
-                    f"{window[1]:.2f} s, but only what is before {until:.2f} s may be known "
-                    f"({self.config.ahead:g} s ahead of the action)"
-                )
+            raise ValueError(
+                f"{file}: the questions to {segment.narration_id} come from the video up to "
+                f"{window[1]:.2f} s, but only what is before {until:.2f} s may be known "
+                f"({self.config.ahead:g} s ahead of the action)"
+            )

@@ -7,7 +7,7 @@
     verb_named, noun_named    the class itself, as a number, in the question for the other
     narration                 the narration as it is, verb and noun included
     masked_narration          the narration with verb and noun masked, all their forms
-    shuffled_narration        that of another segment
+    shuffled_narration        the narration of another segment, as it is
 
 Source: paper sec. 3.1; it does not say how the two are joined; here one follows the other.
 """
