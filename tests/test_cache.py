@@ -100,7 +100,7 @@ class Turning:
     def __init__(self, whole, different=10_000):
         self.whole, self.views = whole, whole.views
         self.streams, self.targets = whole.streams, whole.targets
-        self.different = different
+        self.different, self.unseen = different, {}
         self.asked: list[tuple[int, int, int]] = []
 
     def stored(self, split, stream):

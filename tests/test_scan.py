@@ -2,7 +2,6 @@
 
 import math
 import mmap
-import re
 import subprocess
 import sys
 import textwrap
@@ -23,7 +22,6 @@ from fusions.scan import (
     chunked,
     compiled,
     cuda,
-    pages,
     reference,
     scan_macs,
     selective_scan,
@@ -453,26 +451,41 @@ def test_auto_takes_the_compiled_loops_in_single_precision_on_a_cpu_and_says_so(
         assert {"selective_scan": name} == IMPLEMENTATIONS
 
 
+def run_alone(program: str) -> subprocess.CompletedProcess[str]:
+    """The program in a new process."""
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
 @pytest.mark.skipif(
     not hasattr(mmap, "MADV_HUGEPAGE") or not Path("/proc/self/smaps").exists(),
     reason="large pages are asked for on Linux only",
 )
 def test_a_large_result_asks_for_large_pages_and_a_small_one_does_not() -> None:
-    def asked(t: Tensor) -> bool:
-        middle = t.data_ptr() + t.nbytes // 2
-        inside = False
-        for line in Path("/proc/self/smaps").read_text().splitlines():
-            if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
-                inside = int(found[1], 16) <= middle < int(found[2], 16)
-            elif inside and line.startswith("VmFlags:"):
-                return "hg" in line.split()
-        raise AssertionError("the memory of the tensor is not mapped")
+    """In a process of its own: freed memory that was large once keeps what was asked of it."""
+    program = """
+        import pathlib, re, torch
+        from fusions.scan import pages
 
-    like = torch.empty(40, 1000, 256).transpose(0, 1)
-    large = pages.empty_like(like)
-    assert (large.shape, large.dtype, large.is_contiguous()) == (like.shape, like.dtype, True)
-    assert asked(large)
-    assert not asked(pages.empty_like(torch.empty(8, 8)))
+        def asked(t):
+            middle, inside = t.data_ptr() + t.nbytes // 2, False
+            for line in pathlib.Path("/proc/self/smaps").read_text().splitlines():
+                if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+                    inside = int(found[1], 16) <= middle < int(found[2], 16)
+                elif inside and line.startswith("VmFlags:"):
+                    return "hg" in line.split()
+            raise AssertionError("the memory of the tensor is not mapped")
+
+        assert not asked(pages.empty_like(torch.empty(8, 8)))
+        like = torch.empty(40, 1000, 256).transpose(0, 1)
+        large = pages.empty_like(like)
+        assert (large.shape, large.dtype, large.is_contiguous()) == (like.shape, like.dtype, True)
+        assert asked(large)
+    """
+    done = run_alone(program)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_forked_worker_computes_the_same_and_does_not_abort() -> None:
@@ -493,10 +506,7 @@ def test_a_forked_worker_computes_the_same_and_does_not_abort() -> None:
             os._exit(0 if abs(again - y).max() < 1e-5 else 1)
         raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     """
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    done = run_alone(program)
     assert done.returncode == 0, done.stderr
 
 

@@ -73,7 +73,9 @@ class Annotations:
         wanted = {name: folder / name for name in FILES if train or name != TRAIN}
         if isinstance(train, Path):
             wanted[TRAIN] = train
-        missing = [str(f) if n == TRAIN else n for n, f in wanted.items() if not f.is_file()]
+        missing = [
+            n if f.parent == folder else str(f) for n, f in wanted.items() if not f.is_file()
+        ]
         if missing:
             raise ValueError(
                 f"{folder}: no {', '.join(missing)} here; get the annotations with `{WHERE_FROM}`"
