@@ -22,7 +22,7 @@ demo: $(INSTALLED)
 	$(BIN)/harness report watch table3 --preset demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow and not slurm"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not slurm"
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

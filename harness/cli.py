@@ -22,6 +22,8 @@ from harness.cli_evaluate import scoring as score_commands
 from harness.cli_jobs import jobs as job_commands
 from harness.cli_jobs import submit
 from harness.cli_questions import questions as question_commands
+from harness.cli_search import print_plan
+from harness.cli_search import searching as search_commands
 
 if TYPE_CHECKING:
     from harness.launch import Outcome
@@ -45,6 +47,7 @@ for commands in (
     data_commands,
     cache_commands,
     question_commands,
+    search_commands,
 ):
     app.add_typer(commands)
 
@@ -75,7 +78,9 @@ def plan(file: File, preset: Preset = None, set_: Set = None) -> None:
 
     Example: harness plan sweeps/table3.yaml --preset demo
     """
-    _print_plan(_planned(file, preset, set_), _store()[0])
+    store = _store()[0]
+    if not print_plan(file, preset, set_ or [], store):  # not a search
+        _print_plan(_planned(file, preset, set_), store)
 
 
 @app.command()
@@ -124,10 +129,10 @@ def sweep(
         print(f"{error}; the sweep goes on", file=sys.stderr)
     for one in planned:
         store.write_sweep(one.record())
-    jobs, threads = _shares(jobs or site.jobs, threads or site.threads, launcher)
+    jobs, threads = shares(jobs or site.jobs, threads or site.threads, launcher)
     whole = together(planned)
     rerun = stale_runs(whole, store) if stale == "rerun" else []
-    with _goes_on():
+    with goes_on():
         outcome = launch(store, whole, launcher, jobs, threads, retry, rerun, site.mlflow_uri)
     try:
         track.collect(store, site.mlflow_uri)
@@ -185,7 +190,7 @@ def run(
         print(timed(Store(folder.parent), folder.name, threads))
         return
     store, uri = Store(folder.parent), _store()[1].mlflow_uri
-    with _goes_on(), Live() as live, syncing(store, folder.name, uri):
+    with goes_on(), Live() as live, syncing(store, folder.name, uri):
         try:
             execute(
                 Store(folder.parent),
@@ -241,7 +246,7 @@ def _run_id(spec: dict[str, Any]) -> str | None:
 
 
 @contextlib.contextmanager
-def _goes_on() -> Iterator[None]:
+def goes_on() -> Iterator[None]:
     """Ctrl-C, and `kill`, end the workers too, and say how to go on."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -271,7 +276,7 @@ def _store() -> tuple[Store, Site]:
     return Store(site.runs), site
 
 
-def _shares(jobs: int | None, threads: int | None, launcher: str) -> tuple[int, int]:
+def shares(jobs: int | None, threads: int | None, launcher: str) -> tuple[int, int]:
     """Runs at once, and threads of each: a run per GPU, or without one a run per core."""
     from harness.launch import gpu_ids
 

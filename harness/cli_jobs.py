@@ -96,7 +96,9 @@ def cancel(
     Example: harness cancel table3 --state queued
     """
     from harness import slurm
+    from harness.search.cluster import worker_jobs
 
+    store = _store()
     known = ("queued", "waiting", "running", "stuck")
     if state not in (None, *known):
         _fail(f"--state: {state!r} is none of {', '.join(known)}")
@@ -104,22 +106,23 @@ def cancel(
         _fail("name a sweep or a run, or give --state")
     chosen = [
         one
-        for one in _chosen(_store(), what)
+        for one in _chosen(store, what)
         if one.state in known and (state is None or one.state == state)
     ]
     in_slurm = {one.run_id: one for one in chosen if one.job}
+    workers = worker_jobs(store, what) if state is None else []  # of a search: at a run, or waiting
     here = {one.run_id: one for one in chosen if not one.job and one.state == "running"}
-    if not in_slurm and not here:
+    if not in_slurm and not here and not workers:
         print("nothing to cancel", file=sys.stderr)
         return
     for one in (*in_slurm.values(), *here.values()):
         print(
             f"{one.run_id}  {one.label}, seed {one.seed}  {one.state}  {one.note}", file=sys.stderr
         )
-    count = len(in_slurm) + len(here)
-    if not yes and not typer.confirm(f"end these {count} runs?", err=True):
+    count, too = len(in_slurm) + len(here), f", and {len(workers)} workers" if workers else ""
+    if not yes and not typer.confirm(f"end these {count} runs{too}?", err=True):
         raise typer.Exit(1)
-    slurm.cancel(one.job for one in in_slurm.values())
+    slurm.cancel(dict.fromkeys([*workers, *(one.job for one in in_slurm.values())]))
     ended = len(in_slurm) + sum(_end_here(_store().run(run_id)) for run_id in here)
     print(f"{ended} of {count} runs ended", file=sys.stderr)
 

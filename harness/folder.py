@@ -7,6 +7,7 @@ runs/<run id>/        spec.json        what was asked; its hash is the folder's 
                       checkpoint.pt    where training stands; checkpoint.previous.pt the one before
                       weights.safetensors, predictions.npz
                       failure.json     trace of the last attempt, if it failed
+                      pruned.json      which search ended it, and why
                       result.json      written last: it exists = the run is done
                       lease.json       who writes here
                       jobs.jsonl       SLURM jobs that were submitted for it
@@ -49,13 +50,16 @@ class RunFolder:
         return self.path.name
 
     def state(self) -> str:
-        """`new`, `running`, `done`, `failed`, or `interrupted`: started, unfinished, left alone."""
+        """`new`, `running`, `done`, `failed`, `pruned` (a search ended it, for others did better),
+        or `interrupted`: started, unfinished, left alone."""
         if (self.path / "result.json").exists():
             return "done"
         if not self.path.exists() or not (self.path / "lease.json").exists():
             return "new"
         if holder_alive(self.path / "lease.json"):
             return "running"
+        if (self.path / "pruned.json").exists():
+            return "pruned"
         failure = read_json(self.path / "failure.json")
         return "failed" if failure and failure.get("lasting", True) else "interrupted"
 
@@ -121,7 +125,8 @@ class RunFolder:
         """Note that a process has begun to work on the run."""
         with open(self.path / "attempts.jsonl", "a") as out:
             out.write(json.dumps(attempt, sort_keys=True) + "\n")
-        (self.path / "failure.json").unlink(missing_ok=True)  # that was the attempt before
+        for before in ("failure.json", "pruned.json"):
+            (self.path / before).unlink(missing_ok=True)
 
     def attempts(self) -> int:
         """How often work on the run has begun."""
@@ -251,6 +256,18 @@ class RunFolder:
     def failure_line(self) -> str:
         """Last line of that trace."""
         return (self.failure() or "no trace was stored").strip().splitlines()[-1]
+
+    def forget_failure(self) -> None:
+        """From now on the run counts as interrupted."""
+        (self.path / "failure.json").unlink(missing_ok=True)
+
+    def write_pruned(self, by: Mapping[str, Any]) -> None:
+        """Store which `study` ended the run, and `why`."""
+        write_json(self.path / "pruned.json", by)
+
+    def pruned(self) -> dict[str, Any]:
+        """What `write_pruned` stored; empty unless a search has ended the run."""
+        return dict(read_json(self.path / "pruned.json") or {})
 
     def log_folder(self) -> Path:
         """What the process that ran it printed."""

@@ -79,9 +79,9 @@ class Job:
         told.listen()
         name, restart = this_job() or ("", 0)
         first = int(os.environ.get("SLURM_PROCID") or 0) == 0
-        _say(f"run {self.run_id}, job {name}, requeued {restart} times")
+        say(f"run {self.run_id}, job {name}, requeued {restart} times")
         if restart > self.requeues:
-            _say(f"came back {restart} times, slurm.requeues allows {self.requeues}: it ends here")
+            say(f"came back {restart} times, slurm.requeues allows {self.requeues}: it ends here")
             return
         from harness.live_sync import syncing
         from harness.resume import Stopped
@@ -92,7 +92,7 @@ class Job:
         folder = store.run(self.run_id)
         if first:
             if missing := _unmet(store, self.run_id):
-                _say(f"not started: {missing}")
+                say(f"not started: {missing}")
                 return
             _wait_for_lease(folder, told)
         noted = 0.0
@@ -109,23 +109,27 @@ class Job:
                 run(store, self.run_id, on_step, self.threads, stop=told)
         except Stopped:
             if first:
-                self._leave(told, name, restart)
-
-    def _leave(self, told: Told, name: str, restart: int) -> None:
-        """Back into the queue, or out of it."""
-        _say(f"run {self.run_id}: checkpoint written, job {name} leaves")
-        waited = time.monotonic() + GRACE_SECONDS
-        while not told.requeue and time.monotonic() < waited and _still_running(name):
-            time.sleep(2)  # to end now would count as the job's own end: SLURM is about to requeue
-        if told.requeue and restart >= self.requeues:
-            _say(f"it came back {restart} times, slurm.requeues allows no more")
-        elif told.requeue:
-            command("scontrol", "requeue", name)
-            time.sleep(REQUEUE_SECONDS)
-        sys.exit(1)
+                say(f"run {self.run_id}: checkpoint written")
+                leave(told, self.requeues)
 
 
-def _say(line: str) -> None:
+def leave(told: Told, requeues: int) -> None:
+    """Back into the queue, or out of it."""
+    name, restart = this_job() or ("", 0)
+    say(f"job {name} leaves")
+    waited = time.monotonic() + GRACE_SECONDS
+    while not told.requeue and time.monotonic() < waited and _still_running(name):
+        time.sleep(2)  # to end now would count as the job's own end: SLURM is about to requeue
+    if told.requeue and restart >= requeues:
+        say(f"it came back {restart} times, slurm.requeues allows no more")
+    elif told.requeue:
+        command("scontrol", "requeue", name)
+        time.sleep(REQUEUE_SECONDS)
+    sys.exit(1)
+
+
+def say(line: str) -> None:
+    """One line to the log of a job."""
     print(f"harness: {line}", file=sys.stderr, flush=True)
 
 
@@ -149,10 +153,10 @@ def _wait_for_lease(folder: Any, told: Told) -> None:
         if mine and holder.get("job") == mine[0]:
             return  # this job before it was requeued; the lease lets its later self in
         if holder.get("job") and _over(holder["job"]):
-            _say(f"job {holder['job']}, which held run {folder.run_id}, is over")
+            say(f"job {holder['job']}, which held run {folder.run_id}, is over")
             folder.break_lease(holder)
             return
-        _say(f"process {holder.get('pid')} on {holder.get('host')} holds run {folder.run_id}")
+        say(f"process {holder.get('pid')} on {holder.get('host')} holds run {folder.run_id}")
         time.sleep(LOOK_SECONDS)
 
 

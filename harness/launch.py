@@ -188,7 +188,7 @@ def _local(
     os.environ["OMP_NUM_THREADS"] = str(threads)  # for libraries that read it as they load
     free = list(range(jobs))
     active: list[tuple[PlannedRun, Any, int, float]] = []
-    with _signals() as told:
+    with signals() as told:
         while queue.waiting or active:
             if told:
                 for _, job, _, _ in active:
@@ -214,7 +214,7 @@ def _local(
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
+def signals() -> Iterator[list[int]]:
     """Collects SIGINT and SIGTERM, so that none comes between starting a worker and noting it."""
     told: list[int] = []
     known = (signal.SIGINT, signal.SIGTERM)

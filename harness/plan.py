@@ -113,12 +113,20 @@ def plan(
     """
     load_plugins()
     text = SweepFile.read(file, preset, settings)
+    if "search" in text.sections:
+        where = text.sections["search"].where
+        raise ConfigError(
+            f"{where}: search: this file is a search; `harness search {file}` runs it"
+        )
+    return planned(text, settings, Planner(text, resolver or Resolver(file.parent)))
+
+
+def planned(text: SweepFile, settings: Sequence[str], planner: Planner) -> Sweep:
+    """The runs that a file asks for as it is written. Raises ConfigError."""
     report, messages = validate(ReportSpec, text.sections["report"], "report.")
     written = text.sections.get("slurm")
     asked, wrong = validate(SlurmSettings, written, "slurm.") if written else (None, [])
     messages += wrong
-    resolver = resolver or Resolver(file.parent)
-    planner = _Planner(text, resolver)
     runs: list[PlannedRun] = []
     try:
         runs = planner.all()
@@ -127,18 +135,20 @@ def plan(
         messages += error.messages
     refuse(messages)
     return Sweep(
-        file.stem,
+        text.file.stem,
         text.preset,
-        str(file),
+        str(text.file),
         report,
         tuple(runs),
-        resolver.paths,
+        planner.resolver.paths,
         tuple(settings),
         asked or SlurmSettings(),
     )
 
 
-class _Planner:
+class Planner:
+    """Makes the runs of a file; what they have in common is resolved once."""
+
     def __init__(self, text: SweepFile, resolver: Resolver) -> None:
         self.text, self.resolver = text, resolver
         self.base = undot(text.sections.get("base") or Node({}, str(text.file)))
@@ -157,13 +167,14 @@ class _Planner:
         return list(dict.fromkeys(name for names in self.known.values() for name in names))
 
     def all(self) -> list[PlannedRun]:
+        """Of every row and seed, after those that are only needed."""
         rows = rows_of(self.text)
         self._check_needs(rows)
         runs: dict[str, PlannedRun] = {}
         for row, seeds in seeds_of(self.text, rows).items():
             for seed in seeds:
                 try:
-                    run = self._one(row, rows[row], seed, rows)
+                    run = self.one(row, rows[row], seed, rows)
                 except ConfigError as error:
                     self.messages += error.messages
                     continue
@@ -189,9 +200,10 @@ class _Planner:
                 messages.append(f"{node.where}: needs.{name}: a mapping is needed, not {what}")
         refuse(messages)
 
-    def _one(
+    def one(
         self, row: str, node: Node, seed: Node, rows: Mapping[str, Node], base: Node | None = None
     ) -> PlannedRun:
+        """The run that `node` and `seed`, laid over `base`, make. Raises ConfigError."""
         merged = overlay(base or self.base, node)
         refuse_given(merged, "write `seeds: [0, 1, 2]`")
         refuse_given(self.text.settings, "take --set seeds=[0,1,2]")
@@ -203,7 +215,7 @@ class _Planner:
         merged = Node({k: v for k, v in merged.value.items() if k not in ROW_KEYS}, merged.where)
         spec = self.resolver.run(merged, self._needs(row, merged, seed, rows))
         check_buildable(spec, self.resolver.paths, merged.at(["fusion"]).where)
-        known = self._metrics_of(spec)
+        known = self.metrics_of(spec)
         refuse(
             f"{number.where}: published: {unknown(name, known, 'metric of this row')}"
             for name, number in published.value.items()
@@ -215,7 +227,7 @@ class _Planner:
             raise ConfigError(f"{where}: train.choose_by: {what}")
         return PlannedRun(row, **asdict(titles), in_table=True, run_id=spec.run_id, spec=spec)
 
-    def _metrics_of(self, spec: RunSpec) -> list[str]:
+    def metrics_of(self, spec: RunSpec) -> list[str]:
         """Names of the metrics that a run has."""
         key = id(spec.data)  # equal parts of a sweep are one object
         if key not in self.known:
@@ -255,11 +267,11 @@ class _Planner:
                 return self.needed[name.value].run_id
             if name.value in prerequisites.value:
                 node = undot(prerequisites.value[name.value])
-                run = self._one(name.value, node, Node({}, node.where), rows, self.bare)
+                run = self.one(name.value, node, Node({}, node.where), rows, self.bare)
                 self.needed[name.value] = replace(run, paper=None, published={}, in_table=False)
                 return run.run_id
             if name.value in rows and name.value != row:
-                run = self._one(name.value, rows[name.value], seed, rows)
+                run = self.one(name.value, rows[name.value], seed, rows)
                 self.needed[run.run_id] = replace(run, in_table=False)
                 return run.run_id
         finally:

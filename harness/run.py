@@ -37,6 +37,7 @@ from harness.spec import Paths, RunSpec, dataset_of
 from harness.splits import fetch
 from harness.store import RunFolder, Store
 from harness.train import OnStep, Stop, predict, train
+from harness.weights import in_words
 
 MAX_FIT_SAMPLES = 8192
 """samples an encoder's `fit` sees at most"""
@@ -58,12 +59,21 @@ def run(
     writes. `stop` is asked after each step of training. Raises Stopped when it said so in any
     process: the run is interrupted then, and goes on at that step. Raises LeaseTaken if others are
     at the run. Any other exception is a failure; its trace, of whichever rank, is stored first."""
-    folder, world = store.run(run_id), find_world()
-    if world.size > 1 and folder.method() in ALONE:
+    world = find_world()
+    if world.size > 1 and store.run(run_id).method() in ALONE:
         if world.rank > 0:
             return
         world = World()
-    with opened(world) as group, _claimed(folder, group) as lease:
+    with opened(world) as group:
+        run_in(group, store, run_id, on_step, threads, stop)
+
+
+def run_in(
+    group: Group, store: Store, run_id: str, on_step: OnStep, threads: int, stop: Stop
+) -> None:
+    """`run`, by processes that are a group already."""
+    folder = store.run(run_id)
+    with _claimed(folder, group) as lease:
         if group.tell(folder.state() == "done"):
             return
         if group.watch is not None and lease is not None:
@@ -76,7 +86,7 @@ def run(
             trace = group.failed(error, traceback.format_exc())
             if lease is not None:
                 lease.check()
-                _store_failure(folder, lease, trace, lasting=not _passing(error))
+                _store_failure(folder, lease, trace, lasting=not passing(error))
             elif trace is not None:
                 print(trace, file=sys.stderr)
             raise
@@ -120,7 +130,7 @@ def _store_failure(
             folder.write_failure(trace, lasting)
 
 
-def _passing(error: Exception) -> bool:
+def passing(error: Exception) -> bool:
     """Whether it is the fault of a disk, or of who killed a worker, and not the run's: that is an
     interruption."""
     disk = isinstance(error, OSError) and error.errno in DISK_ERRORS
@@ -274,22 +284,10 @@ def build(
             encoder.fit(_train_raws(dataset, stream))  # type: ignore[operator]
     loaded = load_weights(model, spec, paths, needed)
     for stream, found in loaded.items() if told else ():
-        print(f"{stream}: weights {_in_words(found)}", file=sys.stderr)
+        print(f"{stream}: weights {in_words(found)}", file=sys.stderr)
     if spec.train.method == "evaluate":
         check_complete(model, loaded)
     return model, loaded
-
-
-def _in_words(told: Mapping[str, Any]) -> str:
-    """`pretrained: 253 loaded, 24 missing (network.blocks.1.box_categories, ...)`."""
-    words = [f"{told['loaded']} loaded"] if "loaded" in told else []
-    for what in ("missing", "unexpected", "resized", "heads", "heads_left"):
-        names = list(told.get(what, ()))
-        if names:
-            words.append(
-                f"{len(names)} {what.replace('_', ' ')} ({names[0]}{', ...' if names[1:] else ''})"
-            )
-    return f"{told['from']}: {', '.join(words) or 'loaded'}"
 
 
 def _train_raws(dataset: Dataset, stream: str) -> list[Any]:

@@ -28,6 +28,9 @@ class Site(Config):
     """CPU threads of each run; None: the cores shared out over the jobs"""
     mlflow_uri: str | None = None
     """tracking URI; None: a SQLite file in `runs`"""
+    search_storage: str | None = None
+    """URL of a database for the studies of searches, e.g. `postgresql+psycopg://me@host/optuna`;
+    None: a journal file beside the runs"""
     slurm: SlurmSettings = SlurmSettings()
     """what runs ask a cluster for; a sweep's own section `slurm` lies over it"""
     weights: Path | None = None

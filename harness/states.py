@@ -21,6 +21,8 @@ def state_of(run: PlannedRun, store: Store) -> tuple[str, str]:
     if state == "interrupted":
         epochs = len(folder.metrics())
         return "interrupted", f"resume after epoch {epochs}/{run.spec.train.epochs}"
+    if state == "pruned":
+        return "pruned", f"run on: {folder.pruned().get('why', 'a search ended it')}"
     if state == "running":
         return "running", "wait for the process that runs it"
     return "new", "run"

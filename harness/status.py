@@ -13,11 +13,12 @@ from harness.store import RunFolder, Store
 
 SILENT_SECONDS = 180
 """a heartbeat comes every 20 s; without one for so long a running job is stuck"""
-ENDS = ("done", "failed", "lost", "cancelled", "blocked")
+ENDS = ("done", "pruned", "failed", "lost", "cancelled", "blocked")
 HELD = ("held", "Held", "NeverSatisfied")
 """in squeue's reason for a job that will not start by itself"""
 STATES = (
     "done",
+    "pruned",
     "running",
     "queued",
     "waiting",
@@ -29,6 +30,7 @@ STATES = (
     "failed",
 )
 MEANING = {
+    "pruned": "a search ended it, for others did better",
     "waiting": "for a run it needs",
     "lost": "its job is over and left no result; the same sweep again goes on from its checkpoint",
     "cancelled": "the same sweep again goes on from its checkpoint",
@@ -94,6 +96,8 @@ def _state(
         return "running", _progress(folder)
     if stored == "failed":
         return "failed", folder.failure_line()
+    if stored == "pruned":
+        return "pruned", str(folder.pruned().get("why", ""))
     for need in (folder.spec().get("spec") or {}).get("needs", {}).values():
         if store.run(need).state() == "failed":
             return "blocked", f"run {need} failed"

@@ -84,6 +84,23 @@ class Store:
         write_json(file, record)
         return file
 
+    def search(self, name: str, preset: str) -> Path:
+        """The folder of a search: its studies, and what its workers print."""
+        return self.root / f"{name}-{preset or 'plain'}"
+
+    def write_search(self, record: Mapping[str, Any]) -> None:
+        """As `write_sweep`, for one that grows: it has one file."""
+        name = f"{record['name']}-{record['preset'] or 'plain'}-search.json"
+        file = self.root / "sweeps" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, record)
+
+    def read_search(self, name: str, preset: str) -> dict[str, Any]:
+        """What `write_search` wrote last; empty if it never did."""
+        return dict(
+            read_json(self.root / "sweeps" / f"{name}-{preset or 'plain'}-search.json") or {}
+        )
+
     def sweeps(self) -> list[dict[str, Any]]:
         """The latest record of every sweep and preset, by name."""
         latest: dict[tuple[str, str], tuple[float, dict[str, Any]]] = {}

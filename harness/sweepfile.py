@@ -20,7 +20,7 @@ from harness.config import (
 )
 from harness.yamlfile import parse_yaml, read_yaml
 
-SWEEP_KEYS = ("base", "runs", "axes", "seeds", "needs", "report", "slurm", "presets")
+SWEEP_KEYS = ("base", "runs", "axes", "seeds", "needs", "report", "slurm", "search", "presets")
 
 
 @dataclass
@@ -64,7 +64,7 @@ class SweepFile:
         sections = {key: child for key, child in root.value.items() if key != "presets"}
         if "report" not in sections:
             raise ConfigError(f"{root.where}: report: is missing; say which table the sweep feeds")
-        for key in ("base", "runs", "axes", "needs", "slurm"):
+        for key in ("base", "runs", "axes", "needs", "slurm", "search"):
             if key in sections and not isinstance(sections[key].value, dict):
                 what = kind_of(sections[key].value)
                 raise ConfigError(f"{sections[key].where}: {key}: a mapping is needed, not {what}")
@@ -88,14 +88,18 @@ def _preset(layer: Node, name: str, file: Path) -> Node:
 
 
 def _lay(root: Node, over: Node) -> Node:
-    """`over` laid over a sweep: `base`, `runs` and `needs` are merged, other sections replaced."""
+    """`over` laid over a sweep: `axes` and `seeds` are replaced, other sections are merged."""
     merged = dict(root.value)
     out = over.get("runs")
     if out is not None and isinstance(out.value, dict):
         over = Node({**over.value, "runs": _taken_out(merged, out)}, over.where)
     for key, child in over.value.items():
-        merge = key in ("base", "runs", "needs", "report", "slurm") and key in merged
-        merged[key] = overlay(undot(merged[key]), undot(child)) if merge else child
+        if key == "search" and key in merged:  # settings are names there, dots and all
+            merged[key] = overlay(merged[key], child)
+        elif key in ("base", "runs", "needs", "report", "slurm") and key in merged:
+            merged[key] = overlay(undot(merged[key]), undot(child))
+        else:
+            merged[key] = child
     return Node(merged, root.where)
 
 

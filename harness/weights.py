@@ -247,3 +247,15 @@ def _few(names: Sequence[str]) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return ", ".join(names[:4]) + more
+
+
+def in_words(told: Mapping[str, Any]) -> str:
+    """`pretrained: 253 loaded, 24 missing (network.blocks.1.box_categories, ...)`."""
+    words = [f"{told['loaded']} loaded"] if "loaded" in told else []
+    for what in ("missing", "unexpected", "resized", "heads", "heads_left"):
+        names = list(told.get(what, ()))
+        if names:
+            words.append(
+                f"{len(names)} {what.replace('_', ' ')} ({names[0]}{', ...' if names[1:] else ''})"
+            )
+    return f"{told['from']}: {', '.join(words) or 'loaded'}"

@@ -17,6 +17,7 @@ from reports.gate import gate_table, gated_rows, stamps
 from reports.leakage import leakage_table
 from reports.render import comma_separated, latex, markdown
 from reports.rows import Row, collect
+from reports.search import search_table, warning
 from reports.table import Table, cost_table, results_table
 
 Record = Mapping[str, Any]
@@ -51,6 +52,14 @@ def build(
         if record.get("settings"):
             where += f", changed by --set {', '.join(record['settings'])}"
         stem = f"{record['name']}-{_preset(record)}"
+        if record.get("search") and views[id(record)][0] in wanted:
+            report = report.model_copy(
+                update={"notes": [*warning(record["search"]), *report.notes]}
+            )
+            texts.append(_write(search_table(record, where, store, rows), out, f"{stem}-search"))
+            from reports.figures import write_responses
+
+            write_responses(record, store, rows, out, stem)
         for name in views[id(record)]:
             if name not in wanted:
                 continue
@@ -67,8 +76,6 @@ def build(
                 table = cost_table(title, where, rows, notes)
                 texts.append(_write(table, out, _cost_stem(record)))
             else:
-                from reports.figures import write_figures  # matplotlib, which costs do not need
-
                 blocks = _blocks(rows)
                 for number, (block, its) in enumerate(blocks.items()):
                     title, file = (report.title, stem)
@@ -86,6 +93,8 @@ def build(
                         texts.append(_write(leaks, out, f"{file}-leakage"))
                     table = results_table(part, where, store, its, notes)
                     texts.append(_write(table, out, file))
+                    from reports.figures import write_figures  # matplotlib; costs need none
+
                     write_figures(part, its, uri, out, file)
     return "\n".join(texts)
 
@@ -131,7 +140,8 @@ def _views(record: Record, records: Sequence[Record]) -> list[str]:
     """The tables that a sweep's runs give: its own, and the cost of Table 3's as Table 4."""
     own = record["report"]["table"]
     others = {r["report"]["table"] for r in records if _preset(r) == _preset(record)}
-    return [own, "table4"] if own == "table3" and "table4" not in others else [own]
+    costs = own == "table3" and "table4" not in others and not record.get("search")
+    return [own, "table4"] if costs else [own]
 
 
 def _wanted_tables(known: list[str], tables: Sequence[str]) -> set[str]:

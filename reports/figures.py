@@ -13,10 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from harness.reportspec import ReportSpec
+from harness.store import Store
 from harness.track import history, key
 from reports.leakage import leakage_bars
 from reports.numbers import heading
 from reports.rows import Row, SeedResult
+from reports.search import response_curves
 from reports.table import row_cost, subset_metrics
 
 STYLE = Path(__file__).parent / "style.mplstyle"
@@ -45,6 +47,18 @@ def write_figures(
             for name, figure in made.items()
             if figure is not None
             for file in _save(figure, out / f"{stem}-{name}")
+        ]
+
+
+def write_responses(
+    record: Mapping[str, Any], store: Store, rows: Sequence[Row], out: Path, stem: str
+) -> list[Path]:
+    """`<stem>-response-<parameter>` of a search, as PNG and PDF."""
+    with matplotlib.rc_context(fname=STYLE):
+        return [
+            file
+            for key, figure in response_curves(record, store, rows).items()
+            for file in _save(figure, out / f"{stem}-response-{key.replace('.', '-')}")
         ]
 
 

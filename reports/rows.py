@@ -19,7 +19,7 @@ from harness.track import Tracked, key
 from reports.numbers import in_order, target_of
 from reports.statistics import Summary, summary
 
-WORST_FIRST = ("failed", "running", "interrupted", "new")
+WORST_FIRST = ("failed", "running", "interrupted", "pruned", "new")
 QUESTIONS = {
     "ground_truth": "ground-truth question", "none": "none", "text": "text",
     "category": "category of the answer", "verb_category": "category of the verb",

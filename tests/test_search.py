@@ -1,0 +1,602 @@
+"""Searches: what is proposed, what is counted, and that no trial is lost."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from search_bench import SEARCH, SPACE, check_whole, desk_of, play, play_together, search_file
+
+from harness.cli import app
+from harness.config import ConfigError
+from harness.search.planning import plan_search
+from harness.search.spec import Parameter, grid_of
+from harness.store import Store
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return search_file(tmp_path)
+
+
+def changed(folder: Path, old: str, new: str, base: str = SEARCH) -> Path:
+    assert old in SPACE
+    return search_file(folder, SPACE.replace(old, new), base)
+
+
+# what is wrong is said before anything runs
+
+MISTAKES = {
+    "unknown key": (
+        "train.weight_decay:", "train.weight_decy:",
+        r":17: train.weight_decy: no such key. Did you mean 'weight_decay'?",
+    ),
+    "unknown option": (
+        "n_startup_trials: 3", "n_startup: 3",
+        ":19: search.sampler.options.n_startup: no such key. Did you mean 'n_startup_trials'?",
+    ),
+    "unknown sampler": ("name: tpe", "name: tpee", ":19: search.sampler.name: input should be"),
+    "low above high": (
+        "[1e-4, 1e-1]", "[1e-1, 1e-4]",
+        ":16: search.space.train.peak_lr.fusion: value error, log_uniform: 0.1 is more than 0.0001",
+    ),
+    "no logarithm": ("[1e-4, 1e-1]", "[0, 1e-1]", "log_uniform: 0 has no logarithm"),
+    "one value": ("[1e-4, 1e-1]", "[1e-1, 1e-1]", "0.1 to 0.1 is one value; set it in `base`"),
+    "no kind": ("log_uniform: [1e-4, 1e-1], ", "", "exactly one of uniform, log_uniform"),
+    "unknown metric": (
+        "metric: verb_top1", "metric: verb_topp1",
+        ":18: search.objective.metric: unknown metric 'verb_topp1'. Did you mean 'verb_top1'?",
+    ),
+    "on test": (
+        "metric: verb_top1", "metric: verb_top1, split: test",
+        ":18: search.objective: value error, split: test is what the tables show",
+    ),
+    "pruned on test": (
+        "metric: verb_top1", "metric: verb_top1, split: test, allow_test: true",
+        ":20: search.pruner: median compares after each epoch, and test is only scored at the end",
+    ),
+    "a seed of the final runs": (
+        "budget:", "seeds: [1]\n  budget:",
+        "search.seeds: 1 is also a seed of the final runs of one; these must be fresh",
+    ),
+    "no budget": ("{trials: 6}", "{}", "name at least one of trials, epochs, minutes"),
+    "unknown row": (
+        "budget:", "rows: {tow: {}}\n  budget:", "search.rows: unknown row 'tow'. Did you mean",
+    ),
+    "unknown condition": (
+        "{categorical: [0.0, 0.1]}", "{categorical: [0.0, 0.1], when: {train.optimizer: sgd}}",
+        "when: no parameter above it is called 'train.optimizer'",
+    ),
+    "grid of a range": (
+        "{name: tpe, options: {n_startup_trials: 3}}", "{name: grid}",
+        "search.space.train.peak_lr.fusion: a grid needs `points` of log_uniform",
+    ),
+    "a seed is searched": (
+        "train.weight_decay:", "seed:", "search.space.seed: seed is no setting of a run",
+    ),
+    "odd option": (
+        "n_startup_trials: 2}", "n_startup_trials: -2}", ":20: search.pruner.options: ",
+    ),
+    "nobody asked for it": (
+        "objective:", "objectives: {}\n  objective:", "search.objectives: no such key. Did you",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", MISTAKES)
+def test_a_mistake_in_a_search_is_told_by_name_when_it_is_planned(what, tmp_path):
+    old, new, message = MISTAKES[what]
+    with pytest.raises(ConfigError) as found:
+        plan_search(changed(tmp_path, old, new))
+    assert message in str(found.value), str(found.value)
+    assert "tiny.yaml:" in str(found.value)
+
+
+def test_a_pruner_needs_epochs_to_compare(tmp_path):
+    with pytest.raises(ConfigError, match=r"tiny.yaml:20: search.pruner: median .* one has one"):
+        plan_search(search_file(tmp_path, base=SEARCH.replace("epochs: 3", "epochs: 1")))
+
+
+def test_a_row_that_has_no_score_cannot_be_searched(tmp_path):
+    base = SEARCH.replace("fusion: {name: mean}}", "fusion: {name: mean}, train.method: cost}")
+    with pytest.raises(ConfigError, match="two is not trained by epochs"):
+        plan_search(search_file(tmp_path, base=base))
+
+
+def test_what_set_has_the_last_word_on_is_not_searched(file):
+    with pytest.raises(ConfigError, match="make the same run: --set"):
+        plan_search(file, None, ["train.weight_decay=0.5"])
+
+
+def test_sweep_and_search_each_say_which_of_them_a_file_is_for(file, tmp_path, capsys):
+    from harness.plan import plan
+
+    with pytest.raises(ConfigError, match=r"tiny.yaml:14: search: .* `harness search"):
+        plan(file)
+    bare = search_file(tmp_path, "", SEARCH)
+    with pytest.raises(ConfigError, match=r"no section `search`; `harness sweep"):
+        plan_search(bare)
+
+
+# proposals
+
+
+@pytest.mark.parametrize("name", ["tpe", "gp", "random", "qmc", "grid"])
+def test_one_worker_is_proposed_the_same_again_also_when_it_is_replaced_on_the_way(name, tmp_path):
+    space = SPACE.replace("{name: tpe, options: {n_startup_trials: 3}}", f"{{name: {name}}}")
+    space = space.replace("1e-1], also", "1e-1], points: 4, also")
+    file = search_file(tmp_path, space)
+    once = play(desk_of(file, Store(tmp_path / "once")), "a")
+    first = play(desk_of(file, Store(tmp_path / "twice")), "b", most=3)
+    second = play(desk_of(file, Store(tmp_path / "twice")), "c")
+    assert first + second == once
+    assert len(once) == 12
+    other = play(desk_of(file, Store(tmp_path / "other"), "search.seed=1"), "a")
+    if name != "qmc":  # Sobol's sequence is always the same
+        assert other != once
+
+
+def test_every_row_gets_the_same_first_proposals(file, store):
+    given = play(desk_of(file, store), "a")
+    rows = {row: [params for name, params in given if name == row] for row in ("one", "two")}
+    assert rows["one"][:3] == rows["two"][:3]
+
+
+def test_a_grid_ends_when_it_is_through(tmp_path, store):
+    space = SPACE.replace("{name: tpe, options: {n_startup_trials: 3}}", "{name: grid}")
+    space = space.replace("1e-1], also", "1e-1], points: 2, also").replace("trials: 6", "trials: 9")
+    desk = desk_of(search_file(tmp_path, space), store)
+    play(desk, "a")
+    check_whole(desk, 4)
+
+
+def test_a_grid_has_the_ends_of_a_range_and_even_steps_between():
+    assert grid_of(Parameter(log_uniform=(1e-3, 1e-1), points=3)) == pytest.approx(
+        [1e-3, 0.01, 0.1]
+    )
+    assert grid_of(Parameter(uniform=(0, 1), step=0.25)) == [0, 0.25, 0.5, 0.75, 1]
+    assert grid_of(Parameter(integer=(4, 16), step=4)) == [4, 8, 12, 16]
+    assert grid_of(Parameter(uniform=(0, 1))) is None
+
+
+def test_a_condition_decides_whether_a_setting_is_tried(tmp_path, store):
+    space = SPACE.replace(
+        "    train.weight_decay: {categorical: [0.0, 0.1]}",
+        "    train.optimiser: {categorical: [sgd, adamw]}\n"
+        "    train.momentum: {uniform: [0.5, 0.9], when: {train.optimiser: sgd}}",
+    ).replace("trials: 6", "trials: 12")
+    desk = desk_of(search_file(tmp_path, space), store)
+    given = [params for _, params in play(desk, "a")]
+    assert {params["train.optimiser"] for params in given} == {"sgd", "adamw"}
+    for params in given:
+        assert ("train.momentum" in params) == (params["train.optimiser"] == "sgd")
+
+
+def test_settings_that_follow_get_the_same_value(file, store):
+    desk = desk_of(file, store)
+    claim = desk.claim("a")
+    rates = claim.runs[0].spec.train.peak_lr
+    assert rates.fusion == rates.head == claim.trial.params["train.peak_lr.fusion"]
+    assert rates.encoder == 1e-3
+
+
+def test_a_row_may_search_what_others_do_not(tmp_path, store):
+    space = SPACE.replace(
+        "  objective",
+        "  rows: {two: {train.weight_decay: null, width: {integer: [8, 9]}}}\n  objective",
+    )
+    desk = desk_of(search_file(tmp_path, space), store)
+    given = play(desk, "a")
+    assert all("width" not in params for row, params in given if row == "one")
+    assert all(
+        set(params) == {"train.peak_lr.fusion", "width"} for r, params in given if r == "two"
+    )
+
+
+def test_budgets_of_epochs_and_minutes_end_a_row_and_are_never_exceeded(
+    tmp_path, store, monkeypatch
+):
+    file = changed(tmp_path, "{trials: 6}", "{epochs: 10}")
+    monkeypatch.setattr("harness.search.desk.Desk._used", lambda self, run_id: (3, 40.0))
+    desk = desk_of(file, store)
+    play(desk, "a")
+    check_whole(desk, 3)  # of 3 epochs each; a fourth could have made it 12
+    other = Store(tmp_path / "other")
+    desk = desk_of(file, other, "search.budget={minutes: 1}")
+    play(desk, "a")
+    check_whole(desk, 2)  # begun at 0 and at 40 seconds
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("median", "{}"), ("asha", "{}"), ("hyperband", "{}")]
+)
+def test_each_pruner_ends_what_falls_behind(name, options, tmp_path, store):
+    space = SPACE.replace(
+        "{name: median, options: {n_startup_trials: 2}}", f"{{name: {name}, options: {options}}}"
+    ).replace("trials: 6", "trials: 16")
+    base = SEARCH.replace("epochs: 3", "epochs: 9")
+    desk = desk_of(search_file(tmp_path, space, base), store)
+    play(desk, "a", random.Random(0))
+    states = [trial.state for trial in desk.all("one")]
+    assert TrialState.PRUNED in states
+    assert TrialState.COMPLETE in states
+
+
+# what is lost when processes die
+
+
+def test_the_trial_of_a_dead_worker_fails_and_is_tried_again_with_the_same_settings(file, store):
+    desk = desk_of(file, store)
+    claim = desk.claim("nobody")  # has no lease: as dead as can be
+    again = desk.claim("nobody")
+    assert desk.all("one")[0].state is TrialState.FAIL
+    assert again.trial.params == claim.trial.params
+    assert [run.run_id for run in again.runs] == [run.run_id for run in claim.runs]
+    desk.complete(claim, 1.0)  # the dead one comes back: nobody listens
+    assert desk.all("one")[0].state is TrialState.FAIL
+    play(desk, "a")
+    check_whole(desk, 6)
+
+
+def test_a_worker_that_dies_before_its_trial_has_settings_changes_no_proposal(
+    file, tmp_path, monkeypatch
+):
+    expected = play(desk_of(file, Store(tmp_path / "calm")), "a")
+    store = Store(tmp_path / "stormy")
+    desk = desk_of(file, store)
+
+    def dies(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    given = []
+    for place in ("set_user_attr", "suggest_float", "suggest_categorical"):
+        with monkeypatch.context() as patched:
+            patched.setattr(optuna.Trial, place, dies)
+            with pytest.raises(KeyboardInterrupt):
+                desk.claim("a")
+        given += play(desk_of(file, store), "b", most=2)
+    given += play(desk, "c")
+    assert given == expected
+    check_whole(desk, 6)
+
+
+def test_a_trial_whose_workers_die_again_and_again_is_given_up(file, store):
+    desk = desk_of(file, store, "search.budget.trials=1", "search.failures=1")
+    for _ in range(12):
+        claim = desk.claim("nobody")
+        if claim is None or claim.row.name == "two":
+            break
+    desk.reap()
+    assert [t.user_attrs["failed"] for t in desk.failed(desk.search.rows[0])] == [
+        "its worker died 11 times"
+    ]
+
+
+def test_failed_trials_end_a_row_and_are_tried_again_when_asked(file, store):
+    desk = desk_of(file, store)
+    for _ in range(6):
+        claim = desk.claim("nobody")
+        desk.fail(claim, "ValueError: no")
+    assert desk.claim("nobody") is None
+    assert desk.given_up(desk.search.rows[0])
+    desk.retry()
+    play(desk, "a")
+    check_whole(desk, 6)
+
+
+@pytest.mark.parametrize("damage", ["tail", "middle", "gone"])
+def test_a_damaged_journal_is_brought_back_with_every_trial(damage, file, store, capsys):
+    desk = desk_of(file, store, "search.budget.trials=4")
+    play(desk, "a")
+    before = [(t.number, t.state, t.params, t.value) for t in desk.all("one")]
+    journal = desk.journal
+    lines = journal.read_bytes().splitlines(keepends=True)
+    if damage == "tail":
+        journal.write_bytes(b"".join(lines) + lines[-1][:9])
+    elif damage == "middle":
+        half = len(lines) // 2
+        journal.write_bytes(b"".join([*lines[:half], lines[half][:7], *lines[half:]]))
+    else:
+        journal.unlink()
+    again = desk_of(file, store)
+    assert [(t.number, t.state, t.params, t.value) for t in again.all("one")] == before
+    if damage != "gone":
+        assert len(list(journal.parent.glob("study.journal.damaged-*"))) == 1
+        assert "a copy" in capsys.readouterr().err
+    play(again, "b")
+    check_whole(again, 6)
+
+
+def test_a_line_cut_short_while_others_work_is_taken_away_before_the_next(file, store):
+    desk, other = desk_of(file, store), desk_of(file, store)
+    play(desk, "a", most=2)
+    with open(desk.journal, "ab") as journal:
+        journal.write(b'{"op_code": 4, "wor')  # its writer died, or the disk was full
+    play(other, "b", most=2)
+    play(desk, "a")
+    check_whole(desk_of(file, store), 6)
+
+
+# many at once
+
+
+def postgres(folder: Path):
+    """Debian's PostgreSQL, for this test alone, on loopback; (URL, how to stop it)."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found:
+        pytest.skip("no PostgreSQL here (Debian: apt install postgresql)")
+    pytest.importorskip("psycopg")
+    here, data = found[-1].parent, folder / "pg"
+    user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+    as_user = user if os.geteuid() == 0 else []
+    data.mkdir()
+    if as_user:
+        shutil.chown(data, "postgres", "postgres")
+        for parent in (folder, *folder.parents):
+            if parent.stat().st_uid == 0 and parent != Path("/"):
+                parent.chmod(parent.stat().st_mode | 0o011)
+    port = random.randrange(20_000, 30_000)
+    made = [*as_user, str(here / "initdb"), "-D", str(data / "db"), "-U", "me", "-A", "trust"]
+    subprocess.run(made, check=True, capture_output=True, cwd="/")
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
+    control = [*as_user, str(here / "pg_ctl"), "-D", str(data / "db"), "-w", "-o", options]
+    log = ["-l", str(data / "log")]
+    subprocess.run([*control, *log, "start"], check=True, capture_output=True, cwd="/")
+    stop = [*as_user, str(here / "pg_ctl"), "-D", str(data / "db"), "-m", "immediate", "stop"]
+    return f"postgresql+psycopg://me@127.0.0.1:{port}/postgres", stop
+
+
+@pytest.mark.parametrize("kind", ["journal", "sqlite", "postgresql"])
+def test_eight_workers_at_one_storage_make_no_error_and_no_trial_too_many(
+    kind, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    file, root, stop = search_file(tmp_path), tmp_path / "runs", None
+    url = {"journal": None, "sqlite": f"sqlite:///{tmp_path}/studies.db"}.get(kind)
+    if kind == "postgresql":
+        url, stop = postgres(tmp_path)
+    try:
+        assert play_together(file, root, url, workers=8) == []
+        with closing(desk_of(file, Store(root), url=url)) as desk:
+            check_whole(desk, 6)
+    finally:
+        if stop:
+            subprocess.run(stop, check=True, capture_output=True, cwd="/")
+
+
+def test_a_database_has_the_same_proposals_as_the_journal(file, tmp_path):
+    url = f"sqlite:///{tmp_path}/studies.db"
+    in_journal = play(desk_of(file, Store(tmp_path / "a")), "a")
+    with closing(desk_of(file, Store(tmp_path / "b"), url=url)) as desk:
+        assert play(desk, "a") == in_journal
+
+
+def test_a_database_that_cannot_be_opened_is_named_without_its_password(file, store):
+    with pytest.raises(ConfigError) as found:
+        desk_of(file, store, url="sqlite:////no/such/folder/studies.db")
+    assert "search storage sqlite" in str(found.value)
+    with pytest.raises(ConfigError) as found:
+        desk_of(file, store, url="nosuch://me:secret@host/db")
+    assert "secret" not in str(found.value)
+
+
+# whole searches
+
+
+@pytest.fixture
+def run_here(tmp_path, monkeypatch):
+    """`harness ...` in this process, in a folder of its own."""
+    from typer.testing import CliRunner
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str):
+        return CliRunner().invoke(app, list(words), catch_exceptions=False)
+
+    return run
+
+
+def test_a_search_ends_in_final_runs_does_nothing_again_and_goes_on_with_more_budget(
+    file, run_here, tmp_path
+):
+    done = run_here("search", str(file), "--launcher", "inline")
+    assert done.exit_code == 0, done.stderr
+    assert "final runs: 8 of 8 done" in done.stdout
+    store = Store(tmp_path / "runs")
+    desk = desk_of(file, store)
+    check_whole(desk, 6)
+    stored = store.read_search("tiny", "")
+    best = {name: row["trials"][row["best"]] for name, row in stored["search"]["rows"].items()}
+    for name, trial in best.items():
+        finals = [run for run in stored["runs"] if run["row"] == f"{name}, best"]
+        assert [run["seed"] for run in finals] == [0, 1]
+        for run in finals:
+            spec = store.run(run["run_id"]).spec()["spec"]
+            rate = trial["params"]["train.peak_lr.fusion"]
+            assert spec["train"]["peak_lr"]["fusion"] == rate
+            assert spec["train"]["peak_lr"]["head"] == rate
+        scored = store.run(trial["attrs"]["runs"][0]).result()["metrics"]["select/verb_top1"]
+        assert trial["value"] == scored
+        assert trial["value"] == max(t["value"] for t in stored["search"]["rows"][name]["trials"]
+                                     if t["state"] == "COMPLETE")  # fmt: skip
+    pruned = [t for row in stored["search"]["rows"].values() for t in row["trials"]
+              if t["state"] == "PRUNED"]  # fmt: skip
+    for trial in pruned:
+        folder = store.run(trial["attrs"]["runs"][0])
+        assert folder.state() == "pruned"
+        assert len(folder.metrics()) == trial["steps"][-1][0] < 3
+
+    journal = desk.journal.read_bytes()
+    again = run_here("search", str(file), "--launcher", "inline")
+    assert again.exit_code == 0
+    assert desk.journal.read_bytes() == journal
+
+    more = run_here("search", str(file), "--launcher", "inline", "--set", "search.budget.trials=8")
+    assert more.exit_code == 0, more.stderr
+    check_whole(desk_of(file, store), 8)
+
+    told = run_here("report", "tiny")
+    assert told.exit_code == 0
+    assert "Search. Settings of each row of: A tiny search" in told.stdout
+    assert "A tiny search: as written" in told.stdout
+    assert "A tiny search: at the best settings found" in told.stdout
+    assert f"Optuna {optuna.__version__}" in told.stdout
+    assert "tpe (n_startup_trials 3), pruned by median (n_startup_trials 2), seed 0" in told.stdout
+    report = tmp_path / "runs" / "report"
+    assert (report / "tiny-plain-response-train-peak_lr-fusion.png").stat().st_size > 10_000
+    status = run_here("status", "tiny")
+    assert "pruned after epoch" in status.stdout or not pruned
+    begins = stored["search"]["rows"]["one"]["trials"][0]["attrs"]["runs"][0][:8]
+    assert "peak rate" in run_here("logs", begins).stdout
+
+
+def test_equal_settings_are_run_once_and_counted_as_often_as_they_come(tmp_path, run_here):
+    space = SPACE.replace("{log_uniform: [1e-4, 1e-1], also: [train.peak_lr.head]}",
+                          "{categorical: [0.001, 0.01]}")  # fmt: skip
+    space = space.replace("    train.weight_decay: {categorical: [0.0, 0.1]}\n", "")
+    space = space.replace("{name: tpe, options: {n_startup_trials: 3}}", "{name: random}")
+    space = space.replace("median, options: {n_startup_trials: 2}", "none")
+    file = search_file(
+        tmp_path, space, SEARCH.replace("  two: {label: Two, fusion: {name: mean}}\n", "")
+    )
+    done = run_here("search", str(file), "--launcher", "inline")
+    assert done.exit_code == 0, done.stderr
+    store = Store(tmp_path / "runs")
+    desk = desk_of(file, store)
+    states = [trial.state for trial in desk.all("one")]
+    assert states == [TrialState.COMPLETE] * 6
+    runs = {trial.user_attrs["runs"][0] for trial in desk.all("one")}
+    assert len(runs) == 2
+    assert all(store.run(run_id).attempts() == 1 for run_id in runs)
+    assert sum(epochs for epochs, _ in desk.spent(desk.search.rows[0]).values()) == 6
+
+
+def test_choosing_on_test_is_printed_under_every_table(tmp_path, run_here):
+    space = SPACE.replace("metric: verb_top1", "metric: verb_top1, split: test, allow_test: true")
+    space = space.replace("median, options: {n_startup_trials: 2}", "none")
+    file = search_file(tmp_path, space.replace("trials: 6", "trials: 2"))
+    assert run_here("search", str(file), "--launcher", "inline").exit_code == 0
+    assert run_here("report").stdout.count("CHOSEN ON TEST") == 3
+
+
+def test_a_trial_is_worth_the_mean_over_its_seeds(tmp_path, run_here):
+    file = changed(tmp_path, "{trials: 6}", "{trials: 2}\n  seeds: [50, 51]")
+    assert run_here("search", str(file), "--launcher", "inline").exit_code == 0
+    store = Store(tmp_path / "runs")
+    trial = desk_of(file, store).all("one")[0]
+    scores = [
+        store.run(run_id).result()["metrics"]["select/verb_top1"]
+        for run_id in trial.user_attrs["runs"]
+    ]
+    assert len(scores) == 2
+    assert trial.value == pytest.approx(sum(scores) / 2)
+    assert sorted(trial.intermediate_values) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_rate_at_which_the_loss_is_not_finite_is_an_outcome_and_no_failure(tmp_path, run_here):
+    space = SPACE.replace("[1e-4, 1e-1], also: [", "[1e30, 1e35], also: [train.peak_lr.encoder, ")
+    file = search_file(tmp_path, space.replace("trials: 6", "trials: 2"))
+    done = run_here("search", str(file), "--launcher", "inline")
+    assert done.exit_code == 1  # no trial was complete: nothing is best
+    desk = desk_of(file, Store(tmp_path / "runs"))
+    assert {trial.state for trial in desk.all("one")} == {TrialState.PRUNED}
+    assert "no trial was complete" in done.stdout
+    assert "diverged: the loss was not finite" in run_here("report").stdout
+
+
+def test_what_cannot_be_trained_fails_by_name_and_the_rest_goes_on(tmp_path, run_here, monkeypatch):
+    import harness.run
+
+    real = harness.run.train
+
+    def broken(spec, *args, **kwargs):
+        if spec.fusion.name == "mean" and spec.seed == 1000:
+            raise ValueError("this head is broken")
+        return real(spec, *args, **kwargs)
+
+    monkeypatch.setattr(harness.run, "train", broken)
+    file = search_file(tmp_path)
+    done = run_here("search", str(file), "--launcher", "inline")
+    assert done.exit_code == 1
+    assert "given up: ValueError: this head is broken" in done.stdout
+    assert "Two: 3 trials failed, the last with: ValueError: this head is broken" in (
+        run_here("report").stdout
+    )
+    monkeypatch.setattr(harness.run, "train", real)
+    again = run_here("search", str(file), "--launcher", "inline", "--retry")
+    assert again.exit_code == 0, again.stderr
+    check_whole(desk_of(file, Store(tmp_path / "runs")), 6)
+
+
+# kill -9
+
+
+def family(pid: int) -> list[int]:
+    """A process and all below it."""
+    found = [pid]
+    for one in found:
+        children = Path(f"/proc/{one}/task/{one}/children")
+        if children.exists():
+            found += [int(child) for child in children.read_text().split()]
+    return found
+
+
+def start(file: Path) -> subprocess.Popen:
+    words = ["-m", "harness.cli", "search", str(file), "--jobs", "2", "--threads", "1"]
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", *words],
+        cwd=file.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def workers_of(folder: Path) -> list[int]:
+    found = []
+    for lease in (folder / "runs" / "tiny-plain" / "workers").glob("*.json"):
+        try:
+            found.append(int(json.loads(lease.read_text())["pid"]))
+        except (OSError, ValueError, KeyError):
+            continue
+    return [pid for pid in found if Path(f"/proc/{pid}").exists()]
+
+
+def test_killed_five_times_at_random_a_search_loses_nothing_and_runs_nothing_twice(tmp_path):
+    space = SPACE.replace("trials: 6", "trials: 5")
+    base = SEARCH.replace("steps_per_epoch: 2", "steps_per_epoch: 30")
+    file = search_file(tmp_path, space, base)
+    rng, killed = random.Random(time.time_ns()), []
+    controller = start(file)
+    deadline = time.monotonic() + 600
+    while len(killed) < 5 and time.monotonic() < deadline:
+        time.sleep(rng.uniform(0.5, 4))
+        workers = workers_of(tmp_path)
+        if not workers:
+            continue
+        if rng.random() < 0.3:
+            for pid in family(controller.pid)[:1]:
+                os.kill(pid, signal.SIGKILL)
+            controller.wait()
+            killed.append("controller")
+        else:
+            os.kill(rng.choice(workers), signal.SIGKILL)
+            killed.append("worker")
+        if controller.poll() is not None:
+            controller = start(file)
+    assert controller.wait(600) == 0, killed
+    store = Store(tmp_path / "runs")
+    desk = desk_of(file, store)
+    check_whole(desk, 5)
+    assert desk.over()
+    for row in desk.search.rows:
+        for trial in desk.all(row.name):
+            for run_id in trial.user_attrs.get("runs", ()):
+                rows = store.run(run_id).metrics()
+                assert [r["epoch"] for r in rows] == list(range(1, len(rows) + 1))
