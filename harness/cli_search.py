@@ -11,9 +11,11 @@ import typer
 
 if TYPE_CHECKING:
     from harness.search.control import Ways
-    from harness.search.planning import Search
+    from harness.search.desk import Desk
+    from harness.search.rows import Search
     from harness.site import Site
     from harness.store import Store
+    from harness.submit import How
 
 searching = typer.Typer()
 WATCH_SECONDS = 10.0
@@ -57,13 +59,22 @@ def search(
 
         _fail(f"--launcher: {unknown(launcher, ['inline', 'local', 'slurm'], 'value')}")
     from harness.search.planning import plan_search
+    from harness.search.storage import has_password, masked
+    from harness.search.worker import IN_SITE
     from harness.site import read_site
     from harness.store import Store
 
     planned = plan_search(file, preset, set_ or [])
     site = read_site()
     store = Store(site.runs)
-    url = storage or site.search_storage
+    url, told = storage or site.search_storage, storage
+    if storage is not None and has_password(storage):
+        _fail(
+            f"--storage {masked(storage)}: its password would be sent to workers in files; write "
+            f"`search_storage` in the site file, or leave the password to ~/.pgpass"
+        )
+    if url is not None and storage is None:
+        told = IN_SITE if has_password(url) else url
     if dry_run:
         print(plan_text(planned, store))
         return
@@ -75,13 +86,15 @@ def search(
     except track.ServerAway as error:
         print(f"{error}; the search goes on", file=sys.stderr)
     if launcher == "slurm":
-        ways = Ways(launcher, jobs or site.jobs or len(planned.rows), 1, url, site.mlflow_uri)
+        workers = jobs or site.jobs or len(planned.rows)
+        ways = Ways(launcher, workers, 1, url, told, site.mlflow_uri)
         done = _on_cluster(planned, store, site, ways, threads, retry, wait, snapshot)
     else:
         from harness.cli import shares
 
         jobs, threads = shares(jobs or site.jobs, threads or site.threads, launcher)
-        done = _here(planned, store, Ways(launcher, jobs, threads, url, site.mlflow_uri), retry)
+        ways = Ways(launcher, jobs, threads, url, told, site.mlflow_uri)
+        done = _here(planned, store, ways, retry)
     if not done:
         raise typer.Exit(1)
 
@@ -107,10 +120,11 @@ def _on_cluster(
     wait: bool,
     snapshot: bool,
 ) -> bool:
-    from harness.search.cluster import alive_jobs, submit_workers
+    from contextlib import closing
+
+    from harness.search.cluster import submit_workers
     from harness.search.desk import Desk
-    from harness.search.news import complete, known, say_news
-    from harness.slurm import SlurmError
+    from harness.search.news import complete
     from harness.submit import How
 
     settings = planned.written.slurm.over(site.slurm)
@@ -120,7 +134,20 @@ def _on_cluster(
     if not wait:
         print(f"harness status {planned.name} shows its trials", file=sys.stderr)
         return True
-    desk = Desk(planned, store, ways.url)
+    with closing(Desk(planned, store, ways.url)) as desk:
+        _follow(planned, store, ways, how, desk)
+        done = complete(desk)
+    _collect(store, ways)
+    _tell(planned, store, ways)
+    return done
+
+
+def _follow(planned: Search, store: Store, ways: Ways, how: How, desk: Desk) -> None:
+    """Until the search is over; workers that are wanted again are submitted."""
+    from harness.search.cluster import alive_jobs, submit_workers
+    from harness.search.news import known, say_news
+    from harness.slurm import SlurmError
+
     told, before = known(desk), 0
     while not desk.over():
         time.sleep(WATCH_SECONDS)
@@ -137,9 +164,6 @@ def _on_cluster(
         except SlurmError as error:  # it will be back, and nobody waits for it but this command
             print(error, file=sys.stderr)
     say_news(desk, told)
-    _collect(store, ways)
-    _tell(planned, store, ways)
-    return complete(desk)
 
 
 def _collect(store: Store, ways: Ways) -> None:
@@ -194,10 +218,12 @@ def plan_text(planned: Search, store: Store) -> str:
         )
         ended = states.count("COMPLETE") + states.count("PRUNED")
         tried = ", ".join(f"{key} {_values(one)}" for key, one in row.space.items())
-        lines.append(f"{row.label:<28} {ended} trials ended; {row.steps} epochs each; {tried}")
+        lines.append(f"{row.label:<28} {ended} trials ended; {row.epochs} epochs each; {tried}")
     finals = [run for run in planned.written.runs if run.in_table]
     done = sum(store.run(run.run_id).state() == "done" for run in finals)
-    lines.append(f"final runs as written: {done} of {len(finals)} done; as many with the best")
+    if finals:
+        lines.append(f"final runs, {spec.written}: {done} of {len(finals)} done")
+    lines.append(f"then final runs, {spec.best}")
     return "\n".join(lines)
 
 

@@ -257,6 +257,13 @@ class RunFolder:
         """Last line of that trace."""
         return (self.failure() or "no trace was stored").strip().splitlines()[-1]
 
+    def failed_at(self) -> float:
+        """When the last attempt failed, in Unix seconds; 0 if it did not."""
+        try:
+            return (self.path / "failure.json").stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
     def forget_failure(self) -> None:
         """From now on the run counts as interrupted."""
         (self.path / "failure.json").unlink(missing_ok=True)

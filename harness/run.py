@@ -83,7 +83,9 @@ def run_in(
         except Stopped:
             raise
         except Exception as error:
-            trace = group.failed(error, traceback.format_exc())
+            trace: str | None = traceback.format_exc()
+            if not isinstance(error, FloatingPointError):  # which all ranks raise together
+                trace = group.failed(error, traceback.format_exc())
             if lease is not None:
                 lease.check()
                 _store_failure(folder, lease, trace, lasting=not passing(error))

@@ -90,6 +90,11 @@ def _state(
     stored = folder.state()
     if stored == "done":
         return "done", _when(folder)
+    if job and folder.jobs()[-1].get("worker") and stored != "running":
+        # a worker of a search: its job goes on with other runs
+        if stored in ("new", "interrupted") and queued is not None and not queued.over:
+            return "waiting", f"for a worker, after epoch {len(folder.metrics())}"
+        queued, job = None, ""
     if queued is not None and not queued.over:
         return _in_queue(folder, job, queued)
     if stored == "running" and (not job or not asked or _somebody_else(folder, job)):

@@ -88,19 +88,30 @@ def _preset(layer: Node, name: str, file: Path) -> Node:
 
 
 def _lay(root: Node, over: Node) -> Node:
-    """`over` laid over a sweep: `axes` and `seeds` are replaced, other sections are merged."""
+    """`over` laid over a sweep: lists and `axes` are replaced, other sections are merged."""
     merged = dict(root.value)
     out = over.get("runs")
     if out is not None and isinstance(out.value, dict):
         over = Node({**over.value, "runs": _taken_out(merged, out)}, over.where)
     for key, child in over.value.items():
-        if key == "search" and key in merged:  # settings are names there, dots and all
-            merged[key] = overlay(merged[key], child)
+        if key == "search" and key in merged:
+            merged[key] = _lay_search(merged[key], child)
         elif key in ("base", "runs", "needs", "report", "slurm") and key in merged:
             merged[key] = overlay(undot(merged[key]), undot(child))
         else:
             merged[key] = child
     return Node(merged, root.where)
+
+
+def _lay_search(below: Node, above: Node) -> Node:
+    """As `overlay`; the settings in `space` are names, dots and all, and replaced as a whole."""
+    merged = overlay(below, above)
+    parts = [node.get("space") for node in (below, above)]
+    if any(part is not None and not isinstance(part.value, dict) for part in parts):
+        return merged
+    space = {k: v for part in parts if part is not None for k, v in part.value.items()}
+    where = next((part.where for part in reversed(parts) if part is not None), above.where)
+    return Node({**merged.value, "space": Node(space, where)}, merged.where) if space else merged
 
 
 def _taken_out(merged: dict[str, Node], over: Node) -> Node:

@@ -59,7 +59,7 @@ def build(
             texts.append(_write(search_table(record, where, store, rows), out, f"{stem}-search"))
             from reports.figures import write_responses
 
-            write_responses(record, store, rows, out, stem)
+            write_responses(record, store, out, stem)
         for name in views[id(record)]:
             if name not in wanted:
                 continue

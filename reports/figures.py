@@ -50,14 +50,12 @@ def write_figures(
         ]
 
 
-def write_responses(
-    record: Mapping[str, Any], store: Store, rows: Sequence[Row], out: Path, stem: str
-) -> list[Path]:
+def write_responses(record: Mapping[str, Any], store: Store, out: Path, stem: str) -> list[Path]:
     """`<stem>-response-<parameter>` of a search, as PNG and PDF."""
     with matplotlib.rc_context(fname=STYLE):
         return [
             file
-            for key, figure in response_curves(record, store, rows).items()
+            for key, figure in response_curves(record, store).items()
             for file in _save(figure, out / f"{stem}-response-{key.replace('.', '-')}")
         ]
 

@@ -32,6 +32,7 @@ class Found:
         self.space = {key: Parameter(**one) for key, one in told["space"].items()}
         self.left, self.given_up, self.planned = told["left"], told["given_up"], told["planned"]
         self.optuna: list[str] = told["optuna"]
+        self.written: Mapping[str, Any] = told["written"]
         self.best = None if told["best"] is None else self.trials[told["best"]]
         self.sign = sign
         self.direction: Literal["maximize", "minimize"] = "maximize" if sign > 0 else "minimize"
@@ -204,7 +205,8 @@ def _findings(every: Sequence[Found]) -> Iterator[str]:
             yield f"{one.label}: {diverged} of its pruned trials diverged: the loss was not finite."
         failed = [t["attrs"]["failed"] for t in one.of("FAIL") if "failed" in t["attrs"]]
         if failed:
-            yield f"{one.label}: {len(failed)} trials failed, the last with: {failed[-1]}."
+            end = "; it was given up, and has no best settings" if one.given_up else ""
+            yield f"{one.label}: {len(failed)} trials failed, the last with: {failed[-1]}{end}."
         again = sum("retry_of" in trial["attrs"] for trial in one.trials)
         if again:
             yield f"{one.label}: {again} trials were tried again with the same settings."
@@ -224,7 +226,7 @@ def _protocol(told: Mapping[str, Any], every: Sequence[Found]) -> Iterator[str]:
     seeds = ", ".join(map(str, told["seeds"]))
     test = "test had no say; " if _split(told) == "select" else ""
     yield (
-        f"Every row had the same budget: {budget}. A trial is worth its {told['metric']} "
+        f"The budget of every row: {budget}. A trial is worth its {told['metric']} "
         f"({told['objective']['direction']}d), mean over seeds ({seeds}); {test}the scores on test "
         f"are of runs made anew with fresh seeds."
     )
@@ -252,13 +254,10 @@ def _reading(told: Mapping[str, Any], every: Sequence[Found]) -> Iterator[str]:
         )
 
 
-def response_curves(
-    record: Mapping[str, Any], store: Store, rows: Sequence[Row]
-) -> dict[str, Figure]:
+def response_curves(record: Mapping[str, Any], store: Store) -> dict[str, Figure]:
     """Parameter -> score against it, one panel per row: complete and pruned trials, the best, the
     range that is as good, and the value that the file has."""
     told, every = record["search"], found(record, store)
-    by_name = {row.name: row for row in rows}
     made = {}
     for key in dict.fromkeys(key for one in every for key in one.space):
         drawn = [one for one in every if key in one.space and one.of("COMPLETE")]
@@ -270,7 +269,7 @@ def response_curves(
         panels = figure.subplots(lines, columns, squeeze=False, sharey=True)
         for place, one in enumerate(drawn):
             panel = panels[place // columns][place % columns]
-            _response(panel, one, key, by_name.get(one.name))
+            _response(panel, one, key)
             if place % columns == 0:
                 panel.set_ylabel(f"{heading(told['objective']['metric'])}, {_split(told)} (%)")
         for place in range(len(drawn), lines * columns):
@@ -286,7 +285,7 @@ def response_curves(
     return made
 
 
-def _response(panel: Axes, one: Found, key: str, written: Row | None) -> None:
+def _response(panel: Axes, one: Found, key: str) -> None:
     parameter = one.space[key]
     places = {value: place for place, value in enumerate(parameter.categorical or ())}
 
@@ -312,19 +311,17 @@ def _response(panel: Axes, one: Found, key: str, written: Row | None) -> None:
             [at(one.best["params"][key])], [100 * one.best["value"]], marker="*", s=130,
             facecolor="none", edgecolor="black", linewidths=1.1, label="best", zorder=3,
         )  # fmt: skip
-    as_written = _number(written.params.get(key)) if written is not None else None
-    if as_written is not None and parameter.kind != "categorical" and as_written > 0:
-        panel.axvline(as_written, linestyle="--", color="0.3", linewidth=1, label="as written")
+    own = one.written.get(key)
+    number = float(own) if isinstance(own, int | float) and not isinstance(own, bool) else None
+    if (
+        number is not None
+        and parameter.kind != "categorical"
+        and (number > 0 or parameter.log_uniform is None)
+    ):
+        panel.axvline(number, linestyle="--", color="0.3", linewidth=1, label="as written")
     if parameter.log_uniform is not None:
         panel.set_xscale("log")
     if parameter.categorical is not None:
         panel.set_xticks(list(places.values()), [str(value) for value in places])
     panel.set_title(one.label.replace(" (", "\n(", 1), fontsize="small")
     panel.set_xlabel(key.removeprefix("train.").removeprefix("fusion.options."))
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return None

@@ -18,6 +18,7 @@ from search_bench import SEARCH, SPACE, check_whole, desk_of, play, play_togethe
 
 from harness.cli import app
 from harness.config import ConfigError
+from harness.lease import Lease, LeaseLost
 from harness.search.planning import plan_search
 from harness.search.spec import Parameter, grid_of
 from harness.store import Store
@@ -31,6 +32,19 @@ def file(tmp_path: Path) -> Path:
 def changed(folder: Path, old: str, new: str, base: str = SEARCH) -> Path:
     assert old in SPACE
     return search_file(folder, SPACE.replace(old, new), base)
+
+
+@pytest.fixture
+def run_here(tmp_path, monkeypatch):
+    """`harness ...` in this process, in a folder of its own."""
+    from typer.testing import CliRunner
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str):
+        return CliRunner().invoke(app, list(words), catch_exceptions=False)
+
+    return run
 
 
 # what is wrong is said before anything runs
@@ -86,6 +100,17 @@ MISTAKES = {
     "odd option": (
         "n_startup_trials: 2}", "n_startup_trials: -2}", ":20: search.pruner.options: ",
     ),
+    "equal values": (
+        "[0.0, 0.1]", "[0, false]", "categorical: False equals a value before it",
+    ),
+    "a step too far": (
+        "{categorical: [0.0, 0.1]}", "{uniform: [0.0, 0.1], step: 0.04}",
+        "steps of 0.04 from 0 end at 0.08, not",
+    ),
+    "an empty title": ("budget:", 'written: ""\n  budget:', "search.written: string should have"),
+    "a seed without a number": (
+        "budget:", "seeds: [{train.epochs: 2}]\n  budget:", "seeds: a mapping needs the key `seed`",
+    ),
     "nobody asked for it": (
         "objective:", "objectives: {}\n  objective:", "search.objectives: no such key. Did you",
     ),
@@ -115,6 +140,45 @@ def test_a_row_that_has_no_score_cannot_be_searched(tmp_path):
 def test_what_set_has_the_last_word_on_is_not_searched(file):
     with pytest.raises(ConfigError, match="make the same run: --set"):
         plan_search(file, None, ["train.weight_decay=0.5"])
+
+
+def test_what_is_searched_is_not_changed_by_set(file):
+    with pytest.raises(ConfigError, match="is changed in the file, not here"):
+        plan_search(file, None, ["search.space.train.weight_decay.categorical=[0.5, 0.6]"])
+
+
+def test_a_preset_replaces_a_parameter_as_a_whole_and_keeps_the_others(tmp_path):
+    presets = """
+presets:
+  wide:
+    search: {space: {train.weight_decay: {uniform: [0.0, 0.5]}}, budget: {trials: 3}}
+"""
+    (row, _) = plan_search(search_file(tmp_path, presets + SPACE)).rows
+    assert row.space["train.weight_decay"].uniform == (0.0, 0.5)
+    assert row.space["train.peak_lr.fusion"].also == ["train.peak_lr.head"]
+    assert row.trials == 3
+
+
+def test_seeds_that_change_other_settings_do_so_in_trials_and_final_runs(tmp_path, store):
+    base = SEARCH.replace(
+        "seeds: [0, 1]",
+        "seeds: [{seed: 0, data.options.seed: 5}, {seed: 1, data.options.seed: 6}]",
+    )
+    search = SPACE.replace("budget:", "seeds: [{seed: 9, data.options.seed: 7}]\n  budget:")
+    desk = desk_of(search_file(tmp_path, search, base), store)
+    claim = desk.claim("a")
+    assert [run.spec.data.options["seed"] for run in claim.runs] == [7]
+    best = desk.trials.best(claim.row, claim.trial.params)
+    assert [run.spec.data.options["seed"] for run in best] == [5, 6]
+    written = [run for run in desk.search.written.runs if run.row == "one"]
+    assert [run.spec.data.options["seed"] for run in written] == [5, 6]
+
+
+def test_rows_of_different_blocks_stay_apart(tmp_path, store):
+    base = SEARCH.replace("{label: One,", "{label: One, block: frames,")
+    desk = desk_of(search_file(tmp_path, SPACE, base), store)
+    blocks = {run.row: run.block for run in desk.search.written.runs}
+    assert blocks == {"one": "frames, as written", "two": "as written"}
 
 
 def test_sweep_and_search_each_say_which_of_them_a_file_is_for(file, tmp_path, capsys):
@@ -293,6 +357,119 @@ def test_failed_trials_end_a_row_and_are_tried_again_when_asked(file, store):
     check_whole(desk, 6)
 
 
+def test_a_budget_of_epochs_ends_also_where_few_settings_are_different(tmp_path, store):
+    space = SPACE.replace("{log_uniform: [1e-4, 1e-1], also: [train.peak_lr.head]}",
+                          "{categorical: [0.001, 0.01]}")  # fmt: skip
+    desk = desk_of(search_file(tmp_path, space.replace("trials: 6", "epochs: 1000")), store)
+    assert len(play(desk, "a", most=100)) == 8  # 4 of each row
+
+
+def test_an_epoch_in_which_the_loss_diverged_is_paid_for(file, store):
+    desk = desk_of(file, store, "search.budget={epochs: 6}")
+    for _ in range(4):
+        claim = desk.claim("nobody")
+        folder = store.run(claim.runs[0].run_id)
+        with folder.lease():
+            folder.add_attempt({"time": time.time() - 5})
+            folder.append_metrics({"epoch": 1, "step": 2, "time": time.time() - 4,
+                                   "epoch_seconds": 1.0})  # fmt: skip
+            folder.write_failure("FloatingPointError: the loss is nan")
+        desk.prune(claim, "FloatingPointError: the loss is nan")
+    (spent,) = {tuple(used[:1]) for used in desk.spent(desk.search.rows[0]).values()}
+    assert spent == (2,)
+    assert desk.claim("nobody") is None  # 4 of 6 epochs are spent, a trial may take 3
+    seconds = [used[1] for used in desk.spent(desk.search.rows[0]).values()]
+    assert all(4 < one < 8 for one in seconds)
+
+
+def test_a_row_that_was_given_up_has_no_best_settings(file, store):
+    desk = desk_of(file, store)
+    for number in range(8):
+        claim = desk.claim("nobody")
+        if claim.row.name == "one" and number >= 2:
+            desk.fail(claim, "ValueError: no")
+        else:
+            desk.complete(claim, 0.5)
+    play(desk, "a")
+    assert {row.name: desk.best(row) is None for row in desk.search.rows} == {
+        "one": True,
+        "two": False,
+    }
+
+
+def test_the_worker_of_another_version_of_the_file_does_not_write_the_record(file, store):
+    old = desk_of(file, store)
+    old.take_over()
+    new = desk_of(file, store, "search.budget.trials=8")
+    new.take_over()
+    play(old, "a", most=2)
+    stored = store.read_search("tiny", "")["search"]
+    assert stored["digest"] == new.search.digest
+    assert stored["budget"]["trials"] == 8
+
+
+def test_processes_of_a_worker_that_die_are_no_fault_of_the_settings(file, store):
+    from harness.job import Told
+    from harness.peers import PeerLost
+    from harness.search.shift import Shift
+    from harness.search.worker import Worker, _ends
+
+    desk = desk_of(file, store)
+    worker = Worker(desk.search, str(store.root), None, 1)
+    shift = Shift(worker, desk, "a", Told(), alone=False)
+    with Lease(desk.workers / "a.json"):
+        for error in (PeerLost("gone"), LeaseLost("taken over"), KeyboardInterrupt()):
+            run_id = shift.next()
+            with pytest.raises(type(error)), _ends(shift, ranks=2):
+                raise error
+            assert shift.claim is None
+            again = [t for t in desk.all("one") if t.state is TrialState.WAITING]
+            assert [t.user_attrs["retry_of"] for t in again] == [len(desk.all("one")) - 2]
+        assert desk.failed(desk.search.rows[0]) == []
+        assert shift.next() == run_id
+        with _ends(shift, ranks=2):  # all of them raise it, and go on
+            raise FloatingPointError("the loss is nan")
+        assert desk.all("one")[-1].state is TrialState.PRUNED
+
+
+def test_a_score_that_cannot_be_reported_does_not_end_the_run(file, store, monkeypatch, capsys):
+    from harness.job import Told
+    from harness.search.shift import Shift
+    from harness.search.worker import Worker
+
+    desk = desk_of(file, store)
+    shift = Shift(Worker(desk.search, str(store.root), None, 1), desk, "a", Told(), alone=True)
+    with Lease(desk.workers / "a.json"):
+        shift.next()
+
+        def away(*args):
+            raise optuna.exceptions.StorageInternalError("no connection")
+
+        monkeypatch.setattr(desk, "report", away)
+        shift.on_step(3, 6, 0.5)
+        assert not shift.stop()
+    assert (
+        "the studies cannot be reached, the run goes on: no connection" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("op", [4, 5, 6])
+def test_a_journal_cut_at_any_kind_of_line_loses_no_trial(op, file, store):
+    """4 makes a trial, 5 gives it a value, 6 ends it."""
+    desk = desk_of(file, store)
+    play(desk, "a")
+    ended = {str(t.params): (t.state, t.value) for t in desk.all("one")}
+    lines = desk.journal.read_bytes().splitlines(keepends=True)
+    places = [n for n, line in enumerate(lines) if json.loads(line)["op_code"] == op]
+    cut = places[len(places) // 2] + (op != 6)
+    desk.journal.write_bytes(b"".join(lines[:cut]) + b"{torn\n" + b"".join(lines[cut:]))
+    again = desk_of(file, store)
+    play(again, "b")
+    check_whole(again, 6)
+    kept = {str(t.params): (t.state, t.value) for t in again.all("one") if t.value is not None}
+    assert kept == ended
+
+
 @pytest.mark.parametrize("damage", ["tail", "middle", "gone"])
 def test_a_damaged_journal_is_brought_back_with_every_trial(damage, file, store, capsys):
     desk = desk_of(file, store, "search.budget.trials=4")
@@ -389,20 +566,19 @@ def test_a_database_that_cannot_be_opened_is_named_without_its_password(file, st
     assert "secret" not in str(found.value)
 
 
+def test_a_password_is_not_handed_to_workers(file, run_here, tmp_path):
+    from harness.search.worker import IN_SITE, storage_of
+
+    url = "postgresql+psycopg://me:secret@127.0.0.1:9/studies"
+    said = run_here("search", str(file), "--storage", url)
+    assert said.exit_code == 2
+    assert "me:***@127" in said.stderr
+    assert "secret" not in said.stderr
+    (tmp_path / "harness.site.yaml").write_text(f'search_storage: "{url}"\n')
+    assert storage_of(IN_SITE) == url
+
+
 # whole searches
-
-
-@pytest.fixture
-def run_here(tmp_path, monkeypatch):
-    """`harness ...` in this process, in a folder of its own."""
-    from typer.testing import CliRunner
-
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str):
-        return CliRunner().invoke(app, list(words), catch_exceptions=False)
-
-    return run
 
 
 def test_a_search_ends_in_final_runs_does_nothing_again_and_goes_on_with_more_budget(
@@ -499,7 +675,7 @@ def test_a_trial_is_worth_the_mean_over_its_seeds(tmp_path, run_here):
     ]
     assert len(scores) == 2
     assert trial.value == pytest.approx(sum(scores) / 2)
-    assert sorted(trial.intermediate_values) == [1, 2, 3, 4, 5, 6]
+    assert sorted(trial.intermediate_values) == [1, 2, 3]  # of the first seed: others begin anew
 
 
 def test_a_rate_at_which_the_loss_is_not_finite_is_an_outcome_and_no_failure(tmp_path, run_here):

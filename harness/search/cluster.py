@@ -6,7 +6,9 @@ possible later, such as the final runs, is for those who still work, and for the
 
 from __future__ import annotations
 
+import contextlib
 import json
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +17,7 @@ from harness.launch import sort
 from harness.refusals import check_setup
 from harness.search.control import Ways
 from harness.search.desk import Desk
-from harness.search.planning import Search
+from harness.search.rows import Search
 from harness.search.worker import Worker
 from harness.slurm import queue
 from harness.store import Store
@@ -29,8 +31,8 @@ from harness.submit import (
     submit,
 )
 
-JOBS = "jobs.jsonl"
-"""in the folder of a search: the jobs of its workers"""
+SENT = "jobs.jsonl"
+"""in the folder of a search: where the jobs of its workers are, a line for each submission"""
 
 
 def submit_workers(search: Search, store: Store, ways: Ways, how: How, retry: bool) -> str:
@@ -48,12 +50,11 @@ def submit_workers(search: Search, store: Store, ways: Ways, how: How, retry: bo
             return f"nothing submitted: what the search needs failed: {failed}"
         done = submit(store, needed, startable(runs, outcome), how)
         waits = [*done.jobs.values(), *done.queued.values()]
-    desk = Desk(search, store, ways.url)
-    if retry:
-        desk.retry()
-    desk.reap()
-    desk.write()
-    with store.submitting():
+    with closing(Desk(search, store, ways.url)) as desk, store.submitting():
+        if retry:
+            desk.retry()
+        desk.reap()
+        desk.take_over()
         if desk.over():
             return f"{search.title}: nothing is left to do"
         count = max(0, ways.jobs - len(alive_jobs(desk)))
@@ -64,12 +65,12 @@ def submit_workers(search: Search, store: Store, ways: Ways, how: How, retry: bo
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         folder = store.jobs.resolve() / f"{search.name}-{stamp}"
         worker = Worker(
-            search, str(store.root.resolve()), ways.url, how.threads, how.settings.requeues,
+            search, str(store.root.resolve()), ways.told, how.threads, how.settings.requeues,
             how.mlflow_uri, str(folder), code.name if code else None, patient=False,
         )  # fmt: skip
+        with open(desk.folder / SENT, "a") as out:  # before: none of its jobs may be unknown
+            out.write(json.dumps({"folder": str(folder), "digest": search.digest}) + "\n")
         jobs = send(folder, asked_for(search.name, how, code, waits), [worker] * count)
-        with open(desk.folder / JOBS, "a") as out:
-            out.writelines(json.dumps({"job": job}) + "\n" for job in jobs)
     first = jobs[0].split("_")[0]
     return f"{search.title}: {count} workers submitted (job {first})"
 
@@ -78,17 +79,23 @@ def worker_jobs(store: Store, what: str | None) -> list[str]:
     """SLURM jobs that are not over of the workers of the search `what`, or of all."""
     searches = [record for record in store.sweeps() if record.get("search")]
     folders = [store.search(r["name"], r["preset"]) for r in searches if what in (None, r["name"])]
-    return [job for folder in folders for job in _alive(folder / JOBS)]
+    return [job for folder in folders for job in _alive(folder / SENT)]
 
 
 def alive_jobs(desk: Desk) -> list[str]:
-    """SLURM jobs of the search's workers that are not over."""
-    return _alive(desk.folder / JOBS)
+    """SLURM jobs of the search's workers that are not over; those of another version of its file do
+    another search."""
+    return _alive(desk.folder / SENT, desk.search.digest)
 
 
-def _alive(file: Path) -> list[str]:
-    if not file.exists():
-        return []
-    jobs = [json.loads(line)["job"] for line in file.read_text().splitlines()]
-    known = queue(jobs)
-    return [job for job in jobs if job in known and not known[job].over]
+def _alive(file: Path, digest: str | None = None) -> list[str]:
+    """Of the folders of jobs that are named in a file."""
+    jobs = []
+    for line in file.read_text().splitlines() if file.exists() else ():
+        with contextlib.suppress(ValueError):  # cut short by a full disk
+            told = json.loads(line)
+            if digest in (None, told["digest"]):
+                found = Path(told["folder"]).glob("*_submitted.pkl")
+                jobs += [one.name.removesuffix("_submitted.pkl") for one in found]
+    known = queue(jobs) if jobs else {}
+    return sorted(job for job in jobs if job in known and not known[job].over)

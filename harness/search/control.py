@@ -14,17 +14,19 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
+from optuna.trial import TrialState
+
 from harness.launch import NO_TIME_LIMIT_MINUTES, gpu_ids, launch, signals
 from harness.lease import holder_alive, lease_holder
 from harness.search.desk import Desk
 from harness.search.news import Told, complete, known, say_news
-from harness.search.planning import Search
+from harness.search.rows import Search
 from harness.search.worker import Worker
 from harness.store import Store
 
 POLL_SECONDS = 1.0
 FRUITLESS = 3
-"""workers in a row that end without having ended anything"""
+"""workers in a row that end without having begun anything"""
 
 
 @dataclass
@@ -35,6 +37,9 @@ class Ways:
     jobs: int
     threads: int
     url: str | None = None
+    """of the studies' database"""
+    told: str | None = None
+    """what workers are told of it"""
     mlflow_uri: str | None = None
 
 
@@ -57,11 +62,10 @@ def _to_the_end(search: Search, store: Store, ways: Ways, desk: Desk, retry: boo
     if retry:
         desk.retry()
     desk.reap()
-    desk.write()
+    desk.take_over()
     told = known(desk)
-    worker = Worker(
-        search, str(store.root.resolve()), ways.url, ways.threads, mlflow_uri=ways.mlflow_uri
-    )
+    root = str(store.root.resolve())
+    worker = Worker(search, root, ways.told, ways.threads, mlflow_uri=ways.mlflow_uri)
     if desk.over():
         pass
     elif ways.launcher == "inline":
@@ -81,7 +85,7 @@ def _local(desk: Desk, worker: Worker, ways: Ways, told: Told) -> None:
     executor = LocalExecutor(folder=desk.folder / "log")
     executor.update_parameters(timeout_min=NO_TIME_LIMIT_MINUTES)
     at_work: dict[int, Any] = {}
-    fruitless, ended = 0, _ended(desk)
+    fruitless, before = 0, _done(desk)
     with signals() as said:
         while True:
             if said:
@@ -92,9 +96,8 @@ def _local(desk: Desk, worker: Worker, ways: Ways, told: Told) -> None:
             for slot, job in list(at_work.items()):
                 if job.done():
                     del at_work[slot]
-                    fruitless = 0 if _ended(desk) > ended else fruitless + 1
-                    ended = _ended(desk)
-                    last = job
+                    fruitless = 0 if _done(desk) > before else fruitless + 1
+                    before, last = _done(desk), job
             if not at_work and desk.over():
                 return
             if fruitless >= FRUITLESS:
@@ -114,14 +117,22 @@ def _local(desk: Desk, worker: Worker, ways: Ways, told: Told) -> None:
             time.sleep(POLL_SECONDS)
 
 
-def _ended(desk: Desk) -> int:
-    trials = sum(t.state.is_finished() for row in desk.search.rows for t in desk.all(row.name))
-    return trials + sum(desk.store.run(r.run_id).state() == "done" for r in desk.finals())
+def _done(desk: Desk) -> int:
+    """Grows whenever a worker has begun a run, or ended one."""
+    runs = {run.run_id for run in desk.finals()}
+    ended = 0
+    for row in desk.search.rows:
+        for trial in desk.all(row.name):
+            runs |= set(trial.user_attrs.get("runs", ()))
+            ended += trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+    folders = [desk.store.run(run_id) for run_id in runs]
+    return ended + sum(one.attempts() + (one.state() == "done") for one in folders)
 
 
 def others_here(desk: Desk) -> int:
     """Workers of the search that live on this machine."""
-    files = [file for file in desk.workers.glob("*.json") if holder_alive(file)]
+    mine = desk.workers.glob(f"{desk.search.digest}-*.json")
+    files = [file for file in mine if holder_alive(file)]
     return sum(lease_holder(file).get("host") == socket.gethostname() for file in files)
 
 

@@ -8,23 +8,28 @@ values in the queue again. Their runs are the same runs then, and go on from the
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.config import ConfigError
-from harness.lease import holder_alive
+from harness.lease import holder_alive, lease_holder
 from harness.plan import PlannedRun
 from harness.search.engines import ONE_SEED, sampler
-from harness.search.planning import SearchRow
+from harness.search.rows import SearchRow
 from harness.search.space import suggest
 from harness.search.studies import COUNTED, Studies
 
 DEATHS = 10
-"""how often the workers of one trial may die before it counts as failed"""
+"""how often the workers of one trial may die without an epoch between, before it has failed"""
+SILENT_SECONDS = 60.0
+"""without a sign of life from another host, after which a worker may be dead"""
 
 
 VOID = "its worker died before it had settings: the next trial has them"
@@ -60,9 +65,8 @@ class Desk(Studies):
                     self._tell(row, trial.number, TrialState.FAIL, void=VOID)
                 elif (claim := self._go_on(row, trial, worker)) is not None:
                     return claim
-            rows = [row for row in self.search.rows if self._has_work(row)]
-            for row in sorted(rows, key=self._begun):
-                if (claim := self._ask(row, worker)) is not None:
+            while rows := [row for row in self.search.rows if self._has_work(row)]:
+                if (claim := self._ask(min(rows, key=self._begun), worker)) is not None:
                     return claim
         return None
 
@@ -72,8 +76,20 @@ class Desk(Studies):
             dead = [found for found in self._left_behind() if "runs" in found[1].user_attrs]
             for row, trial in dead:
                 self._again(row, trial, "its worker died", died=True)
+            for file in self.workers.glob("*.json"):
+                if not holder_alive(file):
+                    forget(file)
             if dead:
                 self.write()
+
+    def in_doubt(self) -> bool:
+        """Whether a worker on another host may be dead: nobody can tell until its lease expires."""
+        for row in self.search.rows:
+            for trial in self.all(row.name):
+                file = self.workers / f"{trial.user_attrs.get('worker')}.json"
+                if trial.state is TrialState.RUNNING and silent(file):
+                    return True
+        return False
 
     def _left_behind(self) -> list[tuple[SearchRow, FrozenTrial]]:
         """Running trials whose worker is dead."""
@@ -118,9 +134,10 @@ class Desk(Studies):
         values = suggest(trial, row.space)
         try:
             label = f"trial {trial.number}"
-            runs = self.trials.runs(row, values, self.search.spec.seeds, label)
+            runs = self.trials.runs(row, values, label)
         except ConfigError as error:
             self._tell(row, trial.number, TrialState.FAIL, failed=str(error))
+            self.write()
             return None
         for run in runs:
             spec = run.spec.model_dump(mode="json")
@@ -131,14 +148,17 @@ class Desk(Studies):
 
     def _again(self, row: SearchRow, trial: FrozenTrial, why: str, died: bool = False) -> None:
         """The same values in the queue, and FAIL: in this order, so that a crash loses neither."""
-        deaths = int(trial.user_attrs.get("deaths", 0)) + died
+        attrs = trial.user_attrs
+        lines = sum(len(self.store.run(run).metrics()) for run in attrs.get("runs", ()))
+        further = lines > attrs.get("lines", 0)  # than when a worker of it died before
+        deaths = died + (0 if further else int(attrs.get("deaths", 0)))
         if deaths > DEATHS:
             why = f"its worker died {deaths} times"
             self._tell(row, trial.number, TrialState.FAIL, failed=why)
             return
         study = self.studies[row.name]
         if all(t.user_attrs.get("retry_of") != trial.number for t in self.all(row.name)):
-            told = {"retry_of": trial.number, "deaths": deaths}
+            told = {"retry_of": trial.number, "deaths": deaths, "lines": lines}
             study.enqueue_trial(trial.params, user_attrs=told)
         if trial.state is TrialState.RUNNING:
             self._tell(row, trial.number, TrialState.FAIL, ended=why)
@@ -176,11 +196,11 @@ class Desk(Studies):
         """The trial cannot be done."""
         self._end(claim, TrialState.FAIL, failed=why)
 
-    def give_back(self, claim: Claim) -> None:
-        """The worker has to leave: another goes on."""
+    def give_back(self, claim: Claim, died: bool = False) -> None:
+        """The worker has to leave, or others of it died: another goes on."""
         with self.lock:
             if self._mine(claim):
-                self._again(claim.row, self._now(claim), "its worker had to leave")
+                self._again(claim.row, self._now(claim), "its worker had to leave", died)
                 self.write()
 
     def _end(self, claim: Claim, state: TrialState, value: float | None = None, **why: str) -> None:
@@ -192,8 +212,14 @@ class Desk(Studies):
                 self.write()
 
     def _used(self, run_id: str) -> tuple[int, float]:
-        rows = self.store.run(run_id).metrics()
-        return len(rows), round(sum(row.get("epoch_seconds", 0.0) for row in rows), 3)
+        """(epochs, seconds) of a run; an epoch in which it failed, or diverged, counts as one."""
+        folder = self.store.run(run_id)
+        rows = folder.metrics()
+        seconds = sum(row.get("epoch_seconds", 0.0) for row in rows)
+        if folder.state() != "failed":
+            return len(rows), round(seconds, 3)
+        began = max([*folder.attempt_times()[-1:], *(row["time"] for row in rows[-1:])])
+        return len(rows) + 1, round(seconds + max(0.0, folder.failed_at() - began), 3)
 
     def _now(self, claim: Claim) -> FrozenTrial:
         return self.all(claim.row.name)[claim.trial.number]
@@ -212,8 +238,32 @@ class Desk(Studies):
             study._storage.set_trial_user_attr(trial_id, name, text)
         study.tell(number, value, state=state)
 
-    def write(self) -> None:
-        """Bring the record of the search up to date."""
+    def take_over(self) -> None:
+        """From now on the record is of this search, and not of another version of its file."""
+        with self.lock:
+            self.write(first=True)
+
+    def write(self, first: bool = False) -> None:
+        """Bring the record of the search up to date, unless a newer search has taken it over."""
         from harness.search.record import record
 
-        self.store.write_search(record(self))
+        with self.lock:
+            stored = self.store.read_search(self.search.name, self.search.preset)
+            if first or stored.get("search", {}).get("digest") in (None, self.search.digest):
+                self.store.write_search(record(self))
+
+
+def silent(file: Path) -> bool:
+    """Whether the lease of a worker on another host was not renewed for long."""
+    if not holder_alive(file) or lease_holder(file).get("host") == socket.gethostname():
+        return False
+    try:
+        return time.time() - file.stat().st_mtime > SILENT_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+def forget(file: Path) -> None:
+    """Remove the lease of a worker that has ended."""
+    for part in (file, file.with_suffix(".lock")):
+        part.unlink(missing_ok=True)

@@ -1,11 +1,12 @@
-"""Search file -> what its rows are, and the runs of any trial. Nothing is computed here."""
+"""Search file -> `Search`, with every mistake named. Nothing is computed or written here."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from harness.plan import PlannedRun, Planner, Sweep, planned
 from harness.registry import load_plugins, unknown
 from harness.resolve import Resolver
 from harness.search.engines import grid_size, option_problems, pruner, sampler
-from harness.search.space import Space, examples, problems, settings_of
+from harness.search.rows import Search, SearchRow, final_seeds, seed_node, titled, trial_seeds
+from harness.search.space import Space, examples, problems
 from harness.search.spec import SearchSpec, grid_of
 from harness.sweepfile import SweepFile
 from harness.sweeprows import ROW_KEYS, refuse, rows_of
@@ -24,97 +26,6 @@ LONGER_THAN_ENOUGH = 100_000
 """trials of a row without a limit of trials"""
 
 
-@dataclass(frozen=True)
-class SearchRow:
-    """One row of a search."""
-
-    name: str
-    label: str
-    study: str
-    """its study in the storage; what is searched, or on what, differs: another study"""
-    space: Space
-    steps: int
-    """epochs of a whole trial, over all its seeds"""
-    trials: int
-    """how many complete or pruned ones there are to be, at most"""
-
-
-@dataclass(frozen=True)
-class Search:
-    """A search with one preset, resolved. It can be sent to another process."""
-
-    spec: SearchSpec
-    text: SweepFile
-    """its file without the section `search`"""
-    written: Sweep
-    """the final runs of the rows as the file has them"""
-    needed: tuple[PlannedRun, ...]
-    """what has to be done before any trial"""
-    rows: tuple[SearchRow, ...]
-    metric: str
-    """what is judged, as a run's result names it: `select/action_top1`"""
-
-    @property
-    def name(self) -> str:
-        return self.written.name
-
-    @property
-    def preset(self) -> str:
-        return self.written.preset
-
-    @property
-    def title(self) -> str:
-        return f"{self.name}, preset {self.preset or 'none'}"
-
-    def row(self, name: str) -> SearchRow:
-        return next(row for row in self.rows if row.name == name)
-
-
-class Trials:
-    """Makes the runs of trials, in any process."""
-
-    def __init__(self, search: Search) -> None:
-        load_plugins()
-        self.spec, self.text = search.spec, search.text
-        self.planner = Planner(search.text, Resolver(search.text.file.parent))
-        self.rows = rows_of(search.text)
-
-    def runs(
-        self, row: SearchRow, values: Mapping[str, Any], seeds: Sequence[int], label: str
-    ) -> tuple[PlannedRun, ...]:
-        """One for each seed. Raises ConfigError where the values do not go together."""
-        node = _laid(self.rows[row.name], settings_of(values, row.space), str(self.text.file))
-        return tuple(self._one(row.name, node, seed, label) for seed in seeds)
-
-    def _one(self, row: str, node: Node, seed: int, label: str) -> PlannedRun:
-        run = self.planner.one(row, node, node_of({"seed": seed}, node.where), self.rows)
-        return replace(run, label=f"{run.label}, {label}", in_table=False)
-
-    def best(self, row: SearchRow, values: Mapping[str, Any]) -> tuple[PlannedRun, ...]:
-        """The final runs of a row with the settings that were found; one for each final seed."""
-        node = _laid(self.rows[row.name], settings_of(values, row.space), str(self.text.file))
-        seeds = [node_of({"seed": seed}, node.where) for seed in final_seeds(self.text, row.name)]
-        found = [self.planner.one(row.name, node, seed, self.rows) for seed in seeds]
-        return tuple(replace(run, row=f"{row.name}, best", block=self.spec.best) for run in found)
-
-    @property
-    def paths(self) -> dict[str, str]:
-        return self.planner.resolver.paths
-
-
-def _laid(row: Node, settings: Mapping[str, Any], where: str) -> Node:
-    """A row with settings laid over it."""
-    over = Node({key: node_of(value, where) for key, value in settings.items()}, row.where)
-    return overlay(undot(row), undot(over))
-
-
-def final_seeds(text: SweepFile, row: str) -> list[int]:
-    """Seeds of the final runs of a row."""
-    from harness.sweeprows import seeds_of
-
-    return [int(node.value["seed"].value) for node in seeds_of(text, rows_of(text))[row]]
-
-
 def plan_search(file: Path, preset: str | None = None, settings: Sequence[str] = ()) -> Search:
     """The search in `file` under `preset`, with `key=value` settings.
 
@@ -122,6 +33,9 @@ def plan_search(file: Path, preset: str | None = None, settings: Sequence[str] =
     """
     load_plugins()
     text = SweepFile.read(file, preset, settings)
+    for setting in settings:
+        if setting.startswith(("search.space", "search.rows")):
+            raise ConfigError(f"--set {setting}: what is searched is changed in the file, not here")
     node = text.sections.pop("search", None)
     if node is None:
         raise ConfigError(f"{file}: no section `search`; `harness sweep {file}` runs it as it is")
@@ -137,7 +51,7 @@ def plan_search(file: Path, preset: str | None = None, settings: Sequence[str] =
     refuse(judged.messages)
     text.file = text.file.resolve()  # for processes that start elsewhere
     blocked = [
-        replace(run, block=spec.written) if run.in_table else run
+        replace(run, block=titled(run, spec.written or "")) if run.in_table else run
         for run in written.runs
         if spec.written is not None or not run.in_table
     ]
@@ -163,13 +77,30 @@ def _in_itself(spec: SearchSpec, node: Node, text: SweepFile) -> Iterator[str]:
             f"epoch, and test is only scored at the end; take split: select, or name: none"
         )
     for row in names:
-        if shared := sorted(set(spec.seeds) & set(final_seeds(text, row))):
+        if shared := sorted(set(trial_seeds(spec.seeds)) & set(final_seeds(text, row))):
             told = ", ".join(map(str, shared))
             yield (
                 f"{node.at(['seeds']).where}: search.seeds: {told} is also a seed of the final "
                 f"runs of {row}; these must be fresh"
             )
             break
+
+
+def different(space: Space) -> int:
+    """How many different trials there are, at most."""
+    sizes = [
+        len(found) if (found := grid_of(one.model_copy(update={"points": None}))) else None
+        for one in space.values()
+    ]
+    whole = [size for size in sizes if size is not None]
+    return math.prod(whole) if len(whole) == len(sizes) else LONGER_THAN_ENOUGH
+
+
+def _value(plain: Any, key: str) -> Any:
+    """What stands at a dotted key; None if nothing does."""
+    for part in key.split("."):
+        plain = plain.get(part) if isinstance(plain, Mapping) else None
+    return plain
 
 
 class _Judged:
@@ -191,21 +122,25 @@ class _Judged:
         for key, why in wrong:
             self._say(key, name, why)
         label = next((run.label for run in written.runs if run.row == name), name)
-        bare = SearchRow(name, label, "", space, 1, spec.budget.trials or LONGER_THAN_ENOUGH)
+        most = spec.budget.trials or min(LONGER_THAN_ENOUGH, different(space))
+        bare = SearchRow(name, label, "", space, 1, 1, most)
         if wrong:
             return bare
         runs = self._examples(name, space)
         if not runs:
             return bare
         self._fits(name, runs[0])
-        self._engines(space, max(run.spec.train.epochs for run in runs) * len(spec.seeds))
+        steps = max(run.spec.train.epochs for run in runs)
+        self._engines(space, steps)
         lowest = [run.run_id for run in runs[: len(spec.seeds)]]
         trials = bare.trials
         if spec.sampler.name == "grid":
             trials = min(trials, grid_size(space))
-        steps = runs[0].spec.train.epochs * len(spec.seeds)
+        file = next((run.spec for run in written.runs if run.row == name), None)
+        values = {key: _value(file.model_dump(), key) for key in space} if file else {}
         study = f"{written.name}/{name}/{self._digest(space, lowest)}"
-        return replace(bare, study=study, steps=steps, trials=trials)
+        epochs = steps * len(spec.seeds)
+        return replace(bare, study=study, steps=steps, epochs=epochs, trials=trials, written=values)
 
     def _in_space(self, space: Space) -> Iterator[tuple[str, str]]:
         """(parameter, what is wrong with it)."""
@@ -229,7 +164,7 @@ class _Judged:
             for seed in seeds:
                 try:
                     where = self.node.at(["seeds"]).where
-                    run = self.planner.one(name, node, node_of({"seed": seed}, where), self.rows)
+                    run = self.planner.one(name, node, seed_node(seed, where), self.rows)
                 except ConfigError as error:
                     self.messages += [m for m in error.messages if m not in self.messages]
                     continue

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import FrozenTrial
 
 from harness.plan import PlannedRun
+from harness.search.rows import trial_seeds
 from harness.search.storage import masked
 
 if TYPE_CHECKING:
     from harness.search.desk import Desk
-    from harness.search.planning import SearchRow
+    from harness.search.rows import SearchRow
 
 
 def record(desk: Desk) -> dict[str, Any]:
@@ -26,13 +27,14 @@ def record(desk: Desk) -> dict[str, Any]:
         **written,
         "runs": [*written["runs"], *map(_shown, finals), *_trial_runs(desk)],
         "search": {
+            "digest": search.digest,
             "metric": search.metric,
             "objective": spec.objective.model_dump(),
             "sampler": spec.sampler.model_dump(),
             "pruner": spec.pruner.model_dump(),
             "budget": spec.budget.model_dump(),
             "seed": spec.seed,
-            "seeds": spec.seeds,
+            "seeds": trial_seeds(spec.seeds),
             "written": spec.written,
             "best": spec.best,
             "storage": masked(desk.url) or desk.journal.name,
@@ -55,11 +57,11 @@ def _shown(run: PlannedRun) -> dict[str, Any]:
 
 
 def _trial_runs(desk: Desk) -> Iterator[dict[str, Any]]:
-    """Of each trial that is not a second try."""
+    """Of each trial that has runs."""
     for row in desk.search.rows:
         for trial in desk.all(row.name):
             runs = trial.user_attrs.get("runs", ())
-            for seed, run_id in zip(desk.search.spec.seeds, runs, strict=False):
+            for seed, run_id in zip(trial_seeds(desk.search.spec.seeds), runs, strict=False):
                 yield {
                     "row": f"{row.name}, trial {trial.number}",
                     "label": f"{row.label}, trial {trial.number}",
@@ -80,6 +82,7 @@ def _row(desk: Desk, row: SearchRow) -> dict[str, Any]:
         "space": {key: one.model_dump(mode="json") for key, one in row.space.items()},
         "trials": [_trial(trial) for trial in desk.all(row.name)],
         "planned": row.trials,
+        "written": dict(row.written),
         "left": desk.left(row),
         "given_up": desk.given_up(row),
         "best": None if best is None else best.number,

@@ -12,6 +12,12 @@ from harness.config import Config
 
 KINDS = ("uniform", "log_uniform", "integer", "categorical")
 Scalar = str | bool | int | float | None
+Seed = int | dict[str, Any]
+
+
+def number_of(seed: Seed) -> int:
+    """Of a seed that may change other settings too."""
+    return int(seed["seed"]) if isinstance(seed, dict) else seed
 
 
 class Parameter(Config):
@@ -50,9 +56,10 @@ class Parameter(Config):
             what = " and ".join(given) or "none"
             raise ValueError(f"exactly one of {', '.join(KINDS)} is needed, here is {what}")
         if self.categorical is not None:
-            different = {(type(value), value) for value in self.categorical}
-            if len(different) < len(self.categorical):
-                raise ValueError("categorical has a value twice")
+            values = self.categorical
+            twice = [one for place, one in enumerate(values) if one in values[:place]]
+            if twice:
+                raise ValueError(f"categorical: {twice[0]!r} equals a value before it")
             if self.step is not None or self.points is not None:
                 raise ValueError("step and points are for ranges, not for categorical")
             return self
@@ -67,6 +74,13 @@ class Parameter(Config):
             raise ValueError("step is for uniform and integer; log_uniform has points")
         if self.integer is not None and self.step is not None and self.step != int(self.step):
             raise ValueError(f"step of integers: a whole number is needed, not {self.step:g}")
+        if self.step is not None:
+            count = (high - low) / self.step
+            if abs(count - round(count)) > 1e-9:
+                last = low + self.step * int(count)
+                raise ValueError(
+                    f"steps of {self.step:g} from {low:g} end at {last:g}, not {high:g}"
+                )
         return self
 
 
@@ -134,20 +148,24 @@ class SearchSpec(Config):
     sampler: Sampler = Sampler()
     pruner: Pruner = Pruner()
     budget: Budget
-    seeds: list[int] = Field(default=[1000], min_length=1)
-    """of each trial; the section `seeds` has those of the final runs, which are others"""
+    seeds: list[Seed] = Field(default=[1000], min_length=1)
+    """of each trial, numbers or mappings as in the section `seeds`, which has those of the final
+    runs: they are others"""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """of the sampler"""
     failures: int = Field(default=3, gt=0)
     """failed trials (not pruned, diverged or killed) after which a row is given up"""
-    written: str | None = "as written"
+    written: str | None = Field(default="as written", min_length=1)
     """title of the table of rows with the settings that the file has; null: none is made"""
-    best: str = "at the best settings found"
+    best: str = Field(default="at the best settings found", min_length=1)
     """title of the table of rows with the settings that the search has found"""
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        if len(set(self.seeds)) < len(self.seeds):
+        for seed in self.seeds:
+            if isinstance(seed, dict) and not isinstance(seed.get("seed"), int):
+                raise ValueError("seeds: a mapping needs the key `seed`, a whole number")
+        if len({number_of(seed) for seed in self.seeds}) < len(self.seeds):
             raise ValueError(f"seeds: {self.seeds} has a seed twice")
         if self.written == self.best:
             raise ValueError("written and best are titles of two tables; they must differ")

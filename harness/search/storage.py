@@ -52,6 +52,7 @@ class FileLock:
         """As often as it was acquired."""
         self._depth -= 1
         if self._depth == 0 and self._open is not None:
+            fcntl.flock(self._open, fcntl.LOCK_UN)  # a child that has it open does not keep it
             self._open.close()
 
     def __enter__(self) -> FileLock:
@@ -80,6 +81,14 @@ def opened(file: Path, url: str | None, lock: FileLock) -> BaseStorage:
     except (ArgumentError, SQLAlchemyError, RuntimeError) as error:
         first = str(error).splitlines()[0].replace(url, masked(url) or "")
         raise ConfigError(f"search storage {masked(url)}: {first}") from None
+
+
+def has_password(url: str) -> bool:
+    """Whether a URL has one in it."""
+    try:
+        return bool(make_url(url).password)
+    except ArgumentError:
+        return "@" in url
 
 
 def masked(url: str | None) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from harness.plan import PlannedRun
 from harness.search.engines import distributions, pruner
-from harness.search.planning import Search, SearchRow, Trials
+from harness.search.restore import restore
+from harness.search.rows import Search, SearchRow, Trials
 from harness.search.storage import FileLock, cut_tail, opened
 from harness.store import Store
 
@@ -68,15 +69,12 @@ class Studies:
         return study
 
     def _bring_back(self) -> None:
-        """Trials that the record has and the storage lost: it was damaged, or deleted."""
+        """What the record knows of trials and the storage lost: it was damaged, or deleted."""
         stored = self.store.read_search(self.search.name, self.search.preset)
         for row in self.search.rows:
             kept = stored.get("search", {}).get("rows", {}).get(row.name, {})
-            if kept.get("study") != row.study:
-                continue
-            study = self.studies[row.name]
-            for told in kept["trials"][len(self.all(row.name)) :]:
-                _restore(study, told, row)
+            if kept.get("study") == row.study:
+                restore(self.studies[row.name], kept["trials"], distributions(row.space))
 
     def all(self, row: str) -> list[FrozenTrial]:
         """Every trial of a row, by number."""
@@ -98,7 +96,7 @@ class Studies:
         if budget.epochs is None:
             return True
         ahead = sum(t.state in (TrialState.RUNNING, TrialState.WAITING) for t in trials)
-        return sum(e for e, _ in spent) + (ahead + 1) * row.steps <= budget.epochs
+        return sum(e for e, _ in spent) + (ahead + 1) * row.epochs <= budget.epochs
 
     def given_up(self, row: SearchRow) -> bool:
         """Whether too many of its trials failed."""
@@ -118,8 +116,9 @@ class Studies:
         return found
 
     def best(self, row: SearchRow) -> FrozenTrial | None:
-        """The best complete trial of a row whose search is over; of equal ones the first."""
-        if self.left(row):
+        """The best complete trial of a row whose search is over; of equal ones the first. None for
+        a row that was given up: it did not have what the others had."""
+        if self.left(row) or self.given_up(row):
             return None
         done = [t for t in self.all(row.name) if t.state is TrialState.COMPLETE]
         sign = -1 if self.search.spec.objective.direction == "maximize" else 1
@@ -146,26 +145,3 @@ class Studies:
             return False
         ends = ("done", "failed")
         return all(self.store.run(run.run_id).state() in ends for run in self.finals())
-
-
-def _restore(study: optuna.Study, told: Mapping[str, Any], row: SearchRow) -> None:
-    """Add a trial as a record has it; one that had not ended is put into the queue."""
-    state = TrialState[told["state"]]
-    attrs = dict(told["attrs"])
-    if state in (TrialState.RUNNING, TrialState.WAITING):
-        attrs = {k: v for k, v in attrs.items() if k not in ("worker", "runs")}
-        study.enqueue_trial(told["params"], user_attrs=attrs)
-        return
-    known = distributions(row.space)
-    steps = {int(step): value for step, value in told["steps"]}
-    study.add_trial(
-        optuna.trial.create_trial(
-            state=state,
-            value=told["value"],
-            params=told["params"],
-            distributions={key: known[key] for key in told["params"]},
-            user_attrs=attrs,
-            system_attrs=told["system"],
-            intermediate_values=steps,
-        )
-    )
