@@ -17,8 +17,8 @@ from harness.store import Store
 from harness.track import history, key
 from reports.leakage import leakage_bars
 from reports.numbers import heading
+from reports.responses import response_curves
 from reports.rows import Row, SeedResult
-from reports.search import response_curves
 from reports.table import row_cost, subset_metrics
 
 STYLE = Path(__file__).parent / "style.mplstyle"
