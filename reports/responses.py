@@ -82,6 +82,7 @@ def _response(panel: Axes, one: Found, key: str) -> None:
         panel.axvline(number, linestyle="--", color="0.3", linewidth=1, label="as written")
     if parameter.log_uniform is not None:
         panel.set_xscale("log")
+        panel.set_xlim(parameter.span[0] / 1.2, parameter.span[1] * 1.2)
     if parameter.categorical is not None:
         panel.set_xticks(list(places.values()), [str(value) for value in places])
     panel.set_title(one.label.replace(" (", "\n(", 1), fontsize="small")

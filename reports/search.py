@@ -15,8 +15,8 @@ from reports.table import Cell, Table
 
 EDGE = 0.05
 """share of a range at each end in which a best value says that the range is too small"""
-MIN_TRIALS = 4
-"""complete ones; of fewer no importance is told"""
+MIN_TRIALS = 8
+"""of fewer no importance is told"""
 Trial = Mapping[str, Any]
 
 
@@ -26,7 +26,7 @@ class Found:
     def __init__(self, name: str, told: Mapping[str, Any], sign: int, store: Store) -> None:
         self.name, self.label = name, str(told["label"])
         self.trials: list[Trial] = told["trials"]
-        self.space = {key: Parameter(**one) for key, one in told["space"].items()}
+        self.space = {key: Parameter(**told["space"][key]) for key in told["order"]}
         self.left, self.given_up, self.planned = told["left"], told["given_up"], told["planned"]
         self.optuna: list[str] = told["optuna"]
         self.written: Mapping[str, Any] = told["written"]
@@ -86,8 +86,10 @@ class Found:
         return not EDGE <= (value - low) / (high - low) <= 1 - EDGE
 
     def importances(self) -> dict[str, float]:
-        """Parameter -> share of what the score varies by; empty where too little is known."""
-        done = [(trial["params"], trial["value"]) for trial in self.of("COMPLETE")]
+        """Parameter -> share of what the score varies by, pruned trials as they ended; empty
+        where too little is known."""
+        ended = [*self.of("COMPLETE"), *self.of("PRUNED")]
+        done = [(t["params"], t["value"]) for t in ended if t["value"] is not None]
         if len(done) < MIN_TRIALS or len({value for _, value in done}) < 2:
             return {}
         return importances(self.space, done, self.direction)
@@ -105,7 +107,7 @@ def found(record: Mapping[str, Any], store: Store) -> list[Found]:
     """Of every row of a search's record."""
     told = record["search"]
     sign = 1 if told["objective"]["direction"] == "maximize" else -1
-    return [Found(name, row, sign, store) for name, row in told["rows"].items()]
+    return [Found(name, told["rows"][name], sign, store) for name in told["order"]]
 
 
 def search_table(record: Mapping[str, Any], where: str, store: Store, rows: Sequence[Row]) -> Table:
@@ -169,6 +171,8 @@ def _value_cell(one: Found, key: str) -> Cell:
         others = [str(other) for other in good if other != value]
         return Cell(f"{value} (also {', '.join(others)})" if others else f"{value} (alone)", raw)
     mark = " (edge)" if one.at_edge(key) else ""
+    if good[0] == good[-1]:
+        return Cell(f"{value:.3g}{mark} (alone)", raw)
     return Cell(f"{value:.3g}{mark} ({good[0]:.2g} to {good[-1]:.2g})", raw)
 
 
@@ -214,7 +218,10 @@ def _findings(every: Sequence[Found]) -> Iterator[str]:
         if found
     ]
     if parts:
-        yield f"What the score varied with (importance, shares of 1): {'; '.join(parts)}."
+        yield (
+            f"What the score varied with (fANOVA, shares of the variance, pruned trials as they "
+            f"ended; of few trials no more than a hint): {'; '.join(parts)}."
+        )
 
 
 def _protocol(told: Mapping[str, Any], every: Sequence[Found]) -> Iterator[str]:

@@ -38,6 +38,7 @@ def record(desk: Desk) -> dict[str, Any]:
             "written": spec.written,
             "best": spec.best,
             "storage": masked(desk.url) or desk.journal.name,
+            "order": [row.name for row in search.rows],
             "rows": {row.name: _row(desk, row) for row in search.rows},
         },
     }
@@ -79,6 +80,7 @@ def _row(desk: Desk, row: SearchRow) -> dict[str, Any]:
         "label": row.label,
         "study": row.study,
         "optuna": study.user_attrs["optuna"],
+        "order": list(row.space),
         "space": {key: one.model_dump(mode="json") for key, one in row.space.items()},
         "trials": [_trial(trial) for trial in desk.all(row.name)],
         "planned": row.trials,
