@@ -221,13 +221,17 @@ class RunFolder:
 
     # what came out
 
+    @property
+    def predictions_file(self) -> Path:
+        return self.path / "predictions.npz"
+
     def write_predictions(self, predictions: Predictions) -> None:
-        write_predictions(self.path / "predictions.npz", predictions)
+        write_predictions(self.predictions_file, predictions)
 
     def predictions(self) -> Predictions:
         """Of the test split."""
         try:
-            return read_predictions(self.path / "predictions.npz")
+            return read_predictions(self.predictions_file)
         except ConfigError as error:
             again = "delete result.json beside it and run the sweep again"
             raise ConfigError(f"{error}; {again}") from None

@@ -9,9 +9,10 @@ from typing import Any
 from harness.costing import parts as parts_of
 from harness.reportspec import ReportSpec
 from harness.store import Store
+from reports.hits import accuracy_by_group
 from reports.numbers import MINUS, heading, points, share, target_of
 from reports.published import published
-from reports.rows import Row, accuracy_by_group
+from reports.rows import Row
 from reports.statistics import t_interval
 from reports.table import STALE, TOO_GOOD, above_ceiling, subset_metrics
 
@@ -161,9 +162,10 @@ def _reading(report: ReportSpec, rows: Sequence[Row]) -> Iterator[str]:
         yield PAPER
     yield (
         f"Scores in % on the test split, {samples_of(rows)} samples; ± is the sample standard "
-        f"deviation over seeds ({', '.join(map(str, seeds))}), n=1 has none. Bold: the best row, "
-        f"if paired t tests over at least 3 seeds, and over the {_clusters(rows)} of the test "
-        f"split, both set it apart from the second-best (p < 0.05)."
+        f"deviation over seeds ({', '.join(map(str, seeds))}), n=1 has none. Bold: better than "
+        f"every other row, as far as other seeds and other {_clusters(rows)} of the test split "
+        f"go (at least 3 seeds, p < 0.05 each). Underlined: leads, or is not set apart from the "
+        f"row that leads; that does not make them equal (docs/statistics.md)."
     )
     best = {row.params.get("train.choose_by") for row in rows if _chose(row)}
     for metric in sorted(best, key=str):

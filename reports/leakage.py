@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from harness.clusters import clustered_mean
 from harness.reportspec import ReportSpec
 from harness.store import Store
+from reports.hits import sample_differences
 from reports.numbers import MINUS, NONE, heading, points, share
-from reports.rows import Row, sample_differences
+from reports.rows import Row
 from reports.statistics import t_interval
 from reports.table import Cell, Table
 

@@ -49,6 +49,8 @@ def _plain(text: str) -> str:
 
 def _marked(cell: Cell) -> str:
     text = _plain(cell.text)
+    if cell.tied:
+        return f"<u>{text}</u>"
     return f"**{text}**" if cell.bold else text
 
 
@@ -92,6 +94,8 @@ def _header(name: str) -> str:
 
 def _latex_cell(cell: Cell) -> str:
     text = escape(cell.text)
+    if cell.tied:
+        return rf"\underline{{{text}}}"
     return rf"\textbf{{{text}}}" if cell.bold else text
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.evaluate import Predictions, hits_by_metric, scores, shares, targets_of
+from harness.evaluate import Predictions, scores, shares, targets_of
 from harness.store import Store
 from harness.track import Tracked, key
 from reports.numbers import in_order, target_of
@@ -212,7 +212,7 @@ def _row(
     first = next((seed for seed in seeds if seed.state == "done"), None)
     samples, counts, grouped = 0, {}, False
     if first is not None and first.metrics:  # a run that counts cost has no predictions
-        said = predictions(store, first)
+        said = predictions(store, first.run_ids)
         samples = len(said.ids)
         found = shares(said.subsets, set(targets_of(said)))
         counts = {k: {t: int(rows.sum()) for t, rows in v.items()} for k, v in found.items()}
@@ -239,13 +239,13 @@ def _seed(
         named = mine[0].metrics.items()
         metrics = {name[5:]: value for name, value in named if name.startswith("test/")}
     else:
-        metrics = {key(name): value for name, value in scores(predictions(store, found)).items()}
+        metrics = {key(name): value for name, value in scores(predictions(store, run_ids)).items()}
     return SeedResult(seed, tuple(run_ids), state, mine, metrics)
 
 
-def predictions(store: Store, seed: SeedResult) -> Predictions:
+def predictions(store: Store, run_ids: Sequence[str]) -> Predictions:
     """Of the test split; those of several runs one after the other."""
-    parts = [store.run(run_id).predictions() for run_id in seed.run_ids]
+    parts = [store.run(run_id).predictions() for run_id in run_ids]
     if len(parts) == 1:
         return parts[0]
     return Predictions(
@@ -256,60 +256,3 @@ def predictions(store: Store, seed: SeedResult) -> Predictions:
         {t: np.concatenate([part.logits[t] for part in parts]) for t in parts[0].logits},
         parts[0].actions,
     )
-
-
-def paired_differences(store: Store, first: Row, second: Row, metric: str) -> list[float]:
-    """Accuracy of `first` minus that of `second`, mean over seeds: by group, or else by sample."""
-    found = sample_differences(store, first, second, metric)
-    if found is None:
-        return []
-    differences, groups = found
-    if not (groups != "").any():
-        return [float(value) for value in differences]
-    return [float(differences[groups == g].mean()) for g in sorted(set(groups.tolist()))]
-
-
-def sample_differences(store: Store, first: Row, second: Row, metric: str) -> Any:
-    """(samples,) differences, means over seeds, and the groups of the samples; None where the rows
-    were not tested on the same samples, or have no such metric."""
-    left, right = (_hits(store, row, metric) for row in (first, second))
-    if left is None or right is None or not np.array_equal(left.ids, right.ids):
-        return None
-    return left.values - right.values, left.groups
-
-
-@dataclass(frozen=True)
-class _Hits:
-    """Per sample of the test split, in the order of its ids."""
-
-    ids: Any
-    groups: Any
-    values: Any
-    """share of the seeds that are right"""
-
-
-def _hits(store: Store, row: Row, metric: str) -> _Hits | None:
-    found = []
-    for seed in row.done:
-        said = predictions(store, seed)
-        hits = hits_by_metric(said).get(metric)
-        if hits is None:
-            return None
-        order = np.argsort(said.ids, kind="stable")
-        found.append(_Hits(said.ids[order], said.groups[order], hits[order].astype(float)))
-    if not found or any(not np.array_equal(f.ids, found[0].ids) for f in found):
-        return None  # seeds that are tested on other samples
-    return _Hits(found[0].ids, found[0].groups, np.mean([f.values for f in found], axis=0))
-
-
-def accuracy_by_group(store: Store, row: Row, metric: str) -> dict[str, float]:
-    """Group -> share of its samples that are right, mean over seeds; empty without groups."""
-    found: dict[str, list[float]] = {}
-    for seed in row.done:
-        said = predictions(store, seed)
-        hits = hits_by_metric(said).get(metric)
-        if hits is None:
-            return {}
-        for group in sorted(set(said.groups.tolist()) - {""}):
-            found.setdefault(group, []).append(float(hits[said.groups == group].mean()))
-    return {group: float(np.mean(values)) for group, values in found.items()}

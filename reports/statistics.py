@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,40 +42,6 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
 
     reach = float(stats.t.ppf(0.5 + level / 2, found.n - 1)) * found.std / math.sqrt(found.n)
     return found.mean - reach, found.mean + reach
-
-
-def significantly_better(first: Mapping[int, float], second: Mapping[int, float]) -> bool:
-    """Whether `first` beats `second` in a two-sided paired t test over the seeds they share.
-
-    Both map a seed to a value. Differences that do not vary at all come from models that do not
-    depend on the seed; they say nothing about its spread and are not significant.
-    """
-    shared = sorted(set(first) & set(second))
-    found = summary([first[seed] - second[seed] for seed in shared])
-    if found is None or found.n < MIN_SEEDS or found.std is None or found.std < NO_SPREAD:
-        return False
-    t = found.mean / (found.std / math.sqrt(found.n))
-    from scipy import stats
-
-    return t > 0 and 2 * float(stats.t.sf(t, found.n - 1)) < ALPHA
-
-
-def clear_winner(
-    rows: Sequence[Mapping[int, float]], differences: Callable[[int, int], Sequence[float]]
-) -> int | None:
-    """Index of the row with the largest mean, if it is significantly better than the next one.
-
-    Two things have to say so: the seeds, and the sampled groups or samples, whose differences
-    between two rows `differences` gives. Other seeds, or another test set, would agree then.
-    """
-    means = [(float(np.mean(list(values.values()))), i) for i, values in enumerate(rows) if values]
-    if len(means) < 2:
-        return None
-    (_, best), (_, second) = sorted(means, key=lambda pair: -pair[0])[:2]
-    if not significantly_better(rows[best], rows[second]):
-        return None
-    interval = t_interval(differences(best, second))
-    return best if interval is not None and interval[0] > 0 else None
 
 
 def exceeds(share: float, ceiling: float, samples: int) -> bool:

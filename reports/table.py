@@ -8,10 +8,12 @@ from typing import Any
 
 from harness.reportspec import ReportSpec
 from harness.store import Store
+from reports.differences import marks
+from reports.hits import difference
 from reports.numbers import MINUS, NONE, heading, percent, points, share, size, target_of
 from reports.published import Published, comparable, paper_tables, published
-from reports.rows import Row, paired_differences
-from reports.statistics import Summary, clear_winner, exceeds, summary
+from reports.rows import Row
+from reports.statistics import Summary, exceeds, summary
 
 STALE, TOO_GOOD = "†", "‡"
 
@@ -24,6 +26,8 @@ class Cell:
     raw: Mapping[str, Any] = field(default_factory=dict)
     """column of the CSV file -> number or text, not rounded"""
     bold: bool = False
+    tied: bool = False
+    """not set apart from the best; underlined"""
 
 
 @dataclass(frozen=True)
@@ -141,16 +145,18 @@ def _information_column() -> Column:
 
 
 def _metric_column(metric: str, store: Store, rows: Sequence[Row]) -> Column:
-    best = clear_winner(
+    found = marks(
         [row.values(metric) for row in rows],
-        lambda first, second: paired_differences(store, rows[first], rows[second], metric),
+        lambda first, second: difference(store, rows[first], rows[second], metric),
     )
+    marked = {row.name: mark for row, mark in zip(rows, found, strict=True)}
 
     def ours(row: Row) -> Cell:
         mark = f" {TOO_GOOD}" if above_ceiling(row, metric) else ""
         found = row.summary(metric)
-        is_best = best is not None and row is rows[best]
-        return Cell(percent(found) + mark, raw_summary(metric, found), bold=is_best)
+        told = marked[row.name]
+        raw = {**raw_summary(metric, found), f"{metric}_mark": told}
+        return Cell(percent(found) + mark, raw, bold=told == "best", tied=told == "tied")
 
     return heading(metric), ours, blank
 

@@ -18,18 +18,8 @@ from reports import published as paper
 from reports.numbers import MINUS, NONE, heading, percent, points, size
 from reports.render import comma_separated, escape, latex, markdown
 from reports.rows import Row, SeedResult, collect
-from reports.statistics import (
-    clear_winner,
-    exceeds,
-    significantly_better,
-    summary,
-    t_interval,
-)
+from reports.statistics import exceeds, summary, t_interval
 from reports.table import Cell, Table, results_table
-
-
-def seeds(*values):
-    return dict(enumerate(values))
 
 
 def test_the_standard_deviation_is_that_of_a_sample():
@@ -47,48 +37,6 @@ def test_a_t_interval_is_that_of_the_tables():
         (2 - 4.3027 / math.sqrt(3), 2 + 4.3027 / math.sqrt(3)), 1e-4
     )
     assert t_interval([1.0]) is None
-
-
-def test_two_seeds_never_make_a_difference_significant():
-    assert not significantly_better(seeds(0.9, 0.91), seeds(0.1, 0.12))
-    assert significantly_better(seeds(0.9, 0.91, 0.92), seeds(0.1, 0.12, 0.11))
-
-
-def test_only_seeds_that_both_rows_have_are_paired():
-    assert not significantly_better({0: 0.9, 1: 0.91, 2: 0.92}, {0: 0.1, 1: 0.12, 7: 0.11})
-
-
-def test_the_paired_test_agrees_with_one_worked_by_hand():
-    # differences 1, 2, 3: t = 2 / (1 / sqrt(3)) = 3.46, below t(0.975, 2) = 4.30
-    assert not significantly_better(seeds(2, 4, 6), seeds(1, 2, 3))
-    # differences 2, 3, 4: t = 5.20, above it
-    assert significantly_better(seeds(3, 5, 7), seeds(1, 2, 3))
-    assert not significantly_better(seeds(1, 2, 3), seeds(3, 5, 7))
-
-
-def test_a_difference_that_no_seed_changes_is_not_significant():
-    assert not significantly_better(seeds(0.8, 0.8, 0.8), seeds(0.7, 0.7, 0.7))
-
-
-def test_a_winner_must_beat_the_second_best_whatever_its_seeds():
-    low, high = seeds(0.1, 0.12, 0.11), seeds(0.9, 0.91, 0.92)
-    asked = []
-
-    def sampled(first, second):
-        asked.append((first, second))
-        return [0.7, 0.8, 0.9]
-
-    assert clear_winner([low, high], sampled) == 1
-    assert asked == [(1, 0)]
-    assert clear_winner([low, high, {0: 0.95}], sampled) is None  # one seed leads: nobody wins
-    assert clear_winner([low, high, {0: 0.5}], sampled) is None  # the second-best has one seed
-    assert clear_winner([high, {}], sampled) is None
-
-
-@pytest.mark.parametrize("differences", [[], [0.8], [0.9, -0.9, 0.8]])
-def test_a_winner_on_few_or_discordant_subjects_is_none(differences):
-    low, high = seeds(0.1, 0.12, 0.11), seeds(0.9, 0.91, 0.92)
-    assert clear_winner([low, high], lambda *_: differences) is None
 
 
 def test_a_ceiling_is_exceeded_by_three_binomial_standard_errors():
@@ -192,11 +140,13 @@ def test_latex_gets_no_character_that_it_reads_as_a_command():
 
 
 def test_every_rendering_shows_the_same_table():
-    rows = ((Cell("a|b", {"row": "a|b"}), Cell("1.5", {"x": 1.4999}, bold=True)),)
+    best, tied = Cell("1.5", {"x": 1.4999}, bold=True), Cell("1.4", {"x": 1.4}, tied=True)
+    rows = ((Cell("a|b", {"row": "a|b"}), best), (Cell("c", {"row": "c"}), tied))
     table = Table("Title", "sweep s", ("Row", "X"), rows, ("note",))
-    assert "| a\\|b | **1.5** |" in markdown(table)
+    assert "| a\\|b | **1.5** |\n| c | <u>1.4</u> |" in markdown(table)
     assert r"a$|$b & \textbf{1.5} \\" in latex(table)
-    assert comma_separated(table) == "row,x\na|b,1.4999\n"
+    assert r"c & \underline{1.4} \\" in latex(table)
+    assert comma_separated(table) == "row,x\na|b,1.4999\nc,1.4\n"
 
 
 @pytest.mark.parametrize(
