@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from harness.cli_cache import cache as cache_commands
+from harness.cli_compare import comparing
 from harness.cli_cost import costs as cost_commands
 from harness.cli_data import data as data_commands
 from harness.cli_doctor import checks as check_commands
@@ -22,8 +23,7 @@ from harness.cli_evaluate import scoring as score_commands
 from harness.cli_jobs import jobs as job_commands
 from harness.cli_jobs import submit
 from harness.cli_questions import questions as question_commands
-from harness.cli_search import print_plan
-from harness.cli_search import searching as search_commands
+from harness.cli_search import print_plan, searching
 
 if TYPE_CHECKING:
     from harness.launch import Outcome
@@ -47,7 +47,8 @@ for commands in (
     data_commands,
     cache_commands,
     question_commands,
-    search_commands,
+    searching,
+    comparing,
 ):
     app.add_typer(commands)
 
