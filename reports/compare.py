@@ -47,7 +47,7 @@ def compare(
             f"{names[0]} and {names[1]} were not tested on the same samples with a seed in common"
         )
     lines = [f"{_title(first)}  minus  {_title(second)}", "", *_table(first, second, told), ""]
-    main = wanted[-1] if metric is None and wanted[-1] in told else next(iter(told))
+    main = [*told, *(one for one in told if one.endswith("_top1"))][-1]
     lines += _reading(told)
     lines += _single(store, first, second, main)
     lines += _flips(store, first, second, main)
@@ -93,7 +93,8 @@ def _metrics(store: Store, row: Row) -> list[str]:
 
 def _title(row: Row) -> str:
     seeds = ", ".join(str(seed.seed) for seed in row.done)
-    return f"{row.label} (seeds {seeds})"
+    block = f", {row.block}" if row.block else ""
+    return f"{row.label}{block} (seeds {seeds})"
 
 
 def _table(first: Row, second: Row, told: Mapping[str, Difference]) -> Iterator[str]:
