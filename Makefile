@@ -22,7 +22,8 @@ demo: $(INSTALLED)
 	$(BIN)/harness report watch table3 --preset demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not slurm"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not slurm and not alone"
+	$(BIN)/python -m pytest -m alone
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

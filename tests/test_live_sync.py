@@ -27,6 +27,8 @@ from harness.plan import plan
 from harness.run import run as execute
 from harness.store import RunFolder, Store
 
+pytestmark = pytest.mark.alone  # a sender has seconds to bring a server up to date
+
 EPOCHS, HALF = 12, 6
 TEXT = TINY.replace("epochs: 3", f"epochs: {EPOCHS}") + "runs: {a: {}}\nseeds: [SEED]\n"
 BEGIN = f"""
