@@ -119,6 +119,16 @@ class Bench:
         return build(self.store, self.uri, list(sweeps), preset, list(tables), out)
 
 
+def written(folder):
+    """A bench in `folder` with both sweeps, known to MLflow."""
+    made = Bench(Store(folder / "runs"))
+    track.prepare(made.store)
+    write_kitchen(made)
+    write_watch(made)
+    track.collect(made.store)
+    return made
+
+
 def kitchen_spec(fusion, seed, streams=("text", "video")):
     known = {"text": TEXT, "video": VIDEO}
     return RunSpec(

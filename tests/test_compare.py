@@ -2,22 +2,15 @@
 
 import numpy as np
 import pytest
-from report_bench import Bench, kitchen_spec, write_kitchen, write_watch
+from report_bench import kitchen_spec, written
 
-from harness import track
 from harness.config import ConfigError
-from harness.store import Store
 from reports.compare import bootstrap, compare
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
-    made = Bench(Store(tmp_path_factory.mktemp("bench") / "runs"))
-    track.prepare(made.store)
-    write_kitchen(made)
-    write_watch(made)
-    track.collect(made.store)
-    return made
+    return written(tmp_path_factory.mktemp("bench"))
 
 
 def told(bench, *names, **options):

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from report_bench import KITCHEN, Bench, kitchen, kitchen_spec, write_kitchen, write_watch
+from report_bench import KITCHEN, Bench, kitchen, kitchen_spec, written
 
 from harness import track
 from harness.config import ConfigError
@@ -19,12 +19,7 @@ from reports.numbers import MINUS, NONE
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
-    made = Bench(Store(tmp_path_factory.mktemp("bench") / "runs"))
-    track.prepare(made.store)
-    write_kitchen(made)
-    write_watch(made)
-    track.collect(made.store)
-    return made
+    return written(tmp_path_factory.mktemp("bench"))
 
 
 @pytest.fixture(scope="module")
