@@ -17,7 +17,6 @@ from reports.gate import gate_table, gated_rows, stamps
 from reports.leakage import leakage_table
 from reports.render import comma_separated, latex, markdown
 from reports.rows import Row, collect
-from reports.search import search_table, warning
 from reports.table import Table, cost_table, results_table
 
 Record = Mapping[str, Any]
@@ -53,12 +52,13 @@ def build(
             where += f", changed by --set {', '.join(record['settings'])}"
         stem = f"{record['name']}-{_preset(record)}"
         if record.get("search") and views[id(record)][0] in wanted:
+            from reports.figures import write_responses  # Optuna, which other tables do not need
+            from reports.search import search_table, warning
+
             report = report.model_copy(
                 update={"notes": [*warning(record["search"]), *report.notes]}
             )
             texts.append(_write(search_table(record, where, store, rows), out, f"{stem}-search"))
-            from reports.figures import write_responses
-
             write_responses(record, store, out, stem)
         for name in views[id(record)]:
             if name not in wanted:

@@ -17,7 +17,6 @@ from harness.store import Store
 from harness.track import history, key
 from reports.leakage import leakage_bars
 from reports.numbers import heading
-from reports.responses import response_curves
 from reports.rows import Row, SeedResult
 from reports.table import row_cost, subset_metrics
 
@@ -52,6 +51,8 @@ def write_figures(
 
 def write_responses(record: Mapping[str, Any], store: Store, out: Path, stem: str) -> list[Path]:
     """`<stem>-response-<parameter>` of a search, as PNG and PDF."""
+    from reports.responses import response_curves  # Optuna, which other figures do not need
+
     with matplotlib.rc_context(fname=STYLE):
         return [
             file

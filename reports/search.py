@@ -27,7 +27,7 @@ class Found:
         self.name, self.label = name, str(told["label"])
         self.trials: list[Trial] = told["trials"]
         self.space = {key: Parameter(**told["space"][key]) for key in told["order"]}
-        self.left, self.given_up, self.planned = told["left"], told["given_up"], told["planned"]
+        self.left, self.given_up = told["left"], told["given_up"]
         self.optuna: list[str] = told["optuna"]
         self.written: Mapping[str, Any] = told["written"]
         self.best = None if told["best"] is None else self.trials[told["best"]]

@@ -100,3 +100,18 @@ def sweep_file(tmp_path: Path):
         return file
 
     return write
+
+
+@pytest.fixture
+def run_here(tmp_path, monkeypatch):
+    """`harness ...` in this process, in a folder of its own."""
+    from typer.testing import CliRunner
+
+    from harness.cli import app
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str):
+        return CliRunner().invoke(app, list(words), catch_exceptions=False)
+
+    return run

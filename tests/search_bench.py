@@ -49,8 +49,15 @@ def desk_of(file: Path, store: Store, *settings: str, url: str | None = None) ->
     return Desk(plan_search(file, None, settings), store, url)
 
 
-def play(desk: Desk, name: str, rng: random.Random | None = None, most: int = 10_000) -> list:
-    """Be the worker `name`, without training: a value from the parameters, pruned by the pruner.
+def play(
+    desk: Desk,
+    name: str,
+    rng: random.Random | None = None,
+    most: int = 10_000,
+    seconds: float | None = None,
+) -> list:
+    """Be the worker `name`, without training: a value from the parameters, pruned by the pruner;
+    with `seconds` its runs have lines of metrics, as if an epoch had taken so long.
 
     What it was given, in order, as (row, parameters)."""
     given = []
@@ -61,6 +68,9 @@ def play(desk: Desk, name: str, rng: random.Random | None = None, most: int = 10
             noise = rng.uniform(0, 0.01) if rng else 0.0
             score = 1 / (1 + abs(values.get("train.peak_lr.fusion", 1) - 0.01)) + noise
             for epoch in range(1, claim.row.steps + 1):
+                if seconds is not None:
+                    line = {"epoch": epoch, "step": epoch, "time": 0.0, "epoch_seconds": seconds}
+                    desk.store.run(claim.runs[0].run_id).append_metrics(line)
                 if desk.report(claim, {epoch: score * epoch / claim.row.steps}) == "prune":
                     desk.prune(claim, "others did better")
                     break

@@ -30,8 +30,6 @@ DEATHS = 10
 """how often the workers of one trial may die without an epoch between, before it has failed"""
 SILENT_SECONDS = 60.0
 """without a sign of life from another host, after which a worker may be dead"""
-
-
 VOID = "its worker died before it had settings: the next trial has them"
 Verdict = Literal["go on", "prune", "lost"]
 """on a trial: as it says, fall behind and end, or another worker has it"""
@@ -46,10 +44,6 @@ class Claim:
     runs: tuple[PlannedRun, ...]
     reported: set[int] = field(default_factory=set)
     """steps that Optuna knows"""
-
-    @property
-    def name(self) -> str:
-        return f"{self.row.label}, trial {self.trial.number}"
 
 
 class Desk(Studies):

@@ -46,7 +46,7 @@ def plan_search(file: Path, preset: str | None = None, settings: Sequence[str] =
     planner = Planner(text, Resolver(text.file.parent))
     written = planned(text, settings, planner)
     rows = rows_of(text)
-    judged = _Judged(spec, node, text, planner, rows)
+    judged = _Judged(spec, node, planner, rows)
     found = tuple(judged.row(name, written) for name in rows)
     refuse(judged.messages)
     text.file = text.file.resolve()  # for processes that start elsewhere
@@ -107,13 +107,10 @@ class _Judged:
     """Makes the rows of a search, and collects what is wrong with them."""
 
     def __init__(
-        self, spec: SearchSpec, node: Node, text: SweepFile, planner: Planner,
-        rows: Mapping[str, Node],
-    ) -> None:  # fmt: skip
-        self.spec, self.node, self.text = spec, node, text
-        self.planner, self.rows = planner, rows
+        self, spec: SearchSpec, node: Node, planner: Planner, rows: Mapping[str, Node]
+    ) -> None:
+        self.spec, self.node, self.planner, self.rows = spec, node, planner, rows
         self.messages: list[str] = []
-        self._told: set[str] = set()
 
     def row(self, name: str, written: Sweep) -> SearchRow:
         """The row called `name`; where something is wrong, `messages` grow."""

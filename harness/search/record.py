@@ -83,7 +83,6 @@ def _row(desk: Desk, row: SearchRow) -> dict[str, Any]:
         "order": list(row.space),
         "space": {key: one.model_dump(mode="json") for key, one in row.space.items()},
         "trials": [_trial(trial) for trial in desk.all(row.name)],
-        "planned": row.trials,
         "written": dict(row.written),
         "left": desk.left(row),
         "given_up": desk.given_up(row),
