@@ -26,7 +26,9 @@ from harness.store import Store
 
 POLL_SECONDS = 1.0
 FRUITLESS = 3
-"""workers in a row that end without having begun anything"""
+"""workers in a row that end by themselves without having begun anything: the next would too"""
+KILLED = 10
+"""of those that were killed: a next one may be luckier"""
 
 
 @dataclass
@@ -100,7 +102,7 @@ def _local(desk: Desk, worker: Worker, ways: Ways, told: Told) -> None:
                     before, last = _done(desk), job
             if not at_work and desk.over():
                 return
-            if fruitless >= FRUITLESS:
+            if fruitless and fruitless >= (FRUITLESS if _ended_itself(last) else KILLED):
                 print(f"workers end without a result: {_last_words(last)}", file=sys.stderr)
                 for job in at_work.values():
                     job.cancel()
@@ -134,6 +136,10 @@ def others_here(desk: Desk) -> int:
     mine = desk.workers.glob(f"{desk.search.digest}-*.json")
     files = [file for file in mine if holder_alive(file)]
     return sum(lease_holder(file).get("host") == socket.gethostname() for file in files)
+
+
+def _ended_itself(job: Any) -> bool:
+    return bool(job.paths.result_pickle.exists())
 
 
 def _last_words(job: Any) -> str:
