@@ -1,5 +1,6 @@
 # make demo: install and run the main job.  make test: install if needed and run the tests.
 # make test-slurm: the tests on a real SLURM, which they install and start (Debian, root).
+# make test-slow: tests of minutes; a browser and LaTeX are installed for them (Debian, root).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,6 +27,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -m alone
 
 test-slow: $(INSTALLED)
+	bash tests/slow_tools.sh
 	$(BIN)/python -m pytest -m slow
 
 test-slurm: $(INSTALLED)

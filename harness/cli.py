@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from harness.cli_cache import cache as cache_commands
-from harness.cli_compare import comparing
 from harness.cli_cost import costs as cost_commands
 from harness.cli_data import data as data_commands
 from harness.cli_doctor import checks as check_commands
@@ -23,7 +22,9 @@ from harness.cli_evaluate import scoring as score_commands
 from harness.cli_jobs import jobs as job_commands
 from harness.cli_jobs import submit
 from harness.cli_questions import questions as question_commands
+from harness.cli_report import reporting
 from harness.cli_search import print_plan, searching
+from harness.cli_share import sharing
 
 if TYPE_CHECKING:
     from harness.launch import Outcome
@@ -48,7 +49,8 @@ for commands in (
     cache_commands,
     question_commands,
     searching,
-    comparing,
+    reporting,
+    sharing,
 ):
     app.add_typer(commands)
 
@@ -206,33 +208,6 @@ def run(
     result = Store(folder.parent).run(folder.name).result() or {}
     for name, value in sorted(result.get("metrics", {}).items()):
         print(f"{name:<32} {100 * value:6.2f}")
-
-
-@app.command()
-def report(
-    sweeps: Annotated[
-        list[str] | None, typer.Argument(help="Names of sweeps; all if none.")
-    ] = None,
-    preset: Preset = None,
-    tables: Annotated[str, typer.Option(help="Comma-separated, e.g. 3,4 or watch.")] = "",
-    out: Annotated[Path | None, typer.Option(help="Folder; runs/report by default.")] = None,
-) -> None:
-    """Print the tables of the sweeps that were run, and write them with their figures.
-
-    Example: harness report table3
-    """
-    import harness.track as track
-    from reports.build import build
-
-    store, site = _store()
-    track.prepare(store, site.mlflow_uri)
-    track.collect(store, site.mlflow_uri)
-    wanted = [name for name in tables.split(",") if name]
-    folder = out or store.report_folder
-    address = track.uri(store, site.mlflow_uri)
-    with track.answering(store, site.mlflow_uri):
-        print(build(store, address, sweeps or [], preset, wanted, folder))
-    print(f"written to {folder}", file=sys.stderr)
 
 
 def _run_id(spec: dict[str, Any]) -> str | None:

@@ -151,6 +151,10 @@ class Dataset:
         """Which (verb, noun) exist, in the order of the target `action`; None: it is not known."""
         return None
 
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        """Target -> names of its classes, in order, of those that have any."""
+        return {}
+
     def split(self, name: str) -> Split:
         """The split `train`, `select` or `test`."""
         raise NotImplementedError

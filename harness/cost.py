@@ -121,9 +121,15 @@ def cost(spec: RunSpec, dataset: Dataset, paths: Paths) -> dict[str, Any]:
         "params_m_by_part": _params_by_part(weights),
         "gflops_by_operator": {k: v / 1e9 for k, v in operators.items()},
         "gflops_by_part": parts,
+        "tokens": {stream: _length(one) for stream, one in tokens.items()},
         "excluded": excluded,
         "convention": CONVENTION,
     }
+
+
+def _length(tokens: Tokens | PartedTokens) -> int:
+    """L, of the longest sample."""
+    return int(tokens.features.shape[1])
 
 
 _counted: dict[str, Count] = {}

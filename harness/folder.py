@@ -24,7 +24,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,10 @@ class RunFolder:
 
     def cut_metrics(self, epochs: int) -> None:
         """Keep the lines of the first `epochs` epochs: what the checkpoint knows of."""
-        rows = [row for row in self.metrics() if row["epoch"] <= epochs]
+        self.write_metrics([row for row in self.metrics() if row["epoch"] <= epochs])
+
+    def write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """These lines, and no others."""
         text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
         write_atomic(self.path / "metrics.jsonl", lambda out: out.write(text.encode()))
 
@@ -279,6 +282,12 @@ class RunFolder:
     def pruned(self) -> dict[str, Any]:
         """What `write_pruned` stored; empty unless a search has ended the run."""
         return dict(read_json(self.path / "pruned.json") or {})
+
+    def start_over(self) -> None:
+        """Remove all that an unfinished attempt left."""
+        self.drop_checkpoints()
+        for name in (*KEPT_WHEN_STALE, "failure.json", "pruned.json"):
+            (self.path / name).unlink(missing_ok=True)
 
     def log_folder(self) -> Path:
         """What the process that ran it printed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import median
 
 from harness.plan import PlannedRun
@@ -19,30 +19,45 @@ SUSTAINED_TFLOPS_CPU = 0.05
 
 def hours(store: Store, runs: Sequence[PlannedRun], settings: SlurmSettings, paths: Paths) -> str:
     """What the runs may cost, in words: hours of a run, and GPU-hours (or node-hours) in all."""
-    gpus = settings.gpus_per_node * settings.nodes
-    unit, each = ("GPU-hours", gpus) if gpus else ("node-hours", settings.nodes)
-    known = _measured(store)
-    total, lines = 0.0, []
-    estimated: dict[str, float] = {}
-    for run in {run.run_id: run for run in runs}.values():
-        like = _like(run.spec)
-        how = "measured" if like in known else "estimated"
-        if like not in known and like not in estimated:
-            estimated[like] = estimate(run.spec, paths, max(1, gpus), bool(gpus))
-        seconds = known.get(like) or estimated[like]
+    unit, each = unit_of(settings)
+    total, lines, estimated = 0.0, [], False
+    for run, seconds, how in expected(store, runs, settings, paths):
         left = 1 - len(store.run(run.run_id).metrics()) / max(1, run.spec.train.epochs)
         total += left * seconds / 3600 * each
+        estimated |= how == "estimated"
         lines.append(f"{run.run_id}  {run.label:<36.36} {left * seconds / 3600:8.2f} h  {how}")
     most = len(lines) * settings.time_minutes / 60 * each
     ends = f"{len(lines)} runs: {total:.1f} {unit}; {most:.1f} if each took its time limit once"
-    notes = []
-    if estimated:
-        assumed = SUSTAINED_TFLOPS if gpus else SUSTAINED_TFLOPS_CPU
-        notes = [
-            f"estimated: three times the forward pass, {assumed:g} TFLOP/s per "
-            f"{'GPU' if gpus else 'run'} assumed; data loading is not in it"
-        ]
-    return "\n".join([*lines, ends, *notes])
+    return "\n".join([*lines, ends, *([how_estimated(settings)] if estimated else [])])
+
+
+def unit_of(settings: SlurmSettings) -> tuple[str, int]:
+    """What hours are counted in, and how many of it a run has."""
+    gpus = settings.gpus_per_node * settings.nodes
+    return ("GPU-hours", gpus) if gpus else ("node-hours", settings.nodes)
+
+
+def how_estimated(settings: SlurmSettings) -> str:
+    """What stands behind a duration that was not measured."""
+    assumed = SUSTAINED_TFLOPS if settings.gpus_per_node else SUSTAINED_TFLOPS_CPU
+    return (
+        f"estimated: three times the forward pass, {assumed:g} TFLOP/s per "
+        f"{'GPU' if settings.gpus_per_node else 'run'} assumed; data loading is not in it"
+    )
+
+
+def expected(
+    store: Store, runs: Sequence[PlannedRun], settings: SlurmSettings, paths: Paths
+) -> Iterator[tuple[PlannedRun, float, str]]:
+    """Each run once, its seconds of training as a whole, and `measured` or `estimated`."""
+    gpus, known = settings.gpus_per_node * settings.nodes, _measured(store)
+    estimated: dict[str, float] = {}
+    for run in {run.run_id: run for run in runs}.values():
+        like = _like(run.spec)
+        if like not in known and like not in estimated:
+            estimated[like] = estimate(run.spec, paths, max(1, gpus), bool(gpus))
+        how = "measured" if like in known else "estimated"
+        yield run, known.get(like) or estimated[like], how
 
 
 def _like(spec: RunSpec) -> str:

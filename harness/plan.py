@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from harness.claimspec import Claim, claims_of
 from harness.config import ConfigError, Node, kind_of, no_such_key, overlay, undot, validate
 from harness.evaluate import metric_names
 from harness.model import check_buildable
 from harness.registry import load_plugins, unknown
-from harness.reportspec import ReportSpec, metric_problems
+from harness.reportspec import ReportSpec, report_problems
 from harness.resolve import Resolver
 from harness.slurm import SlurmSettings
 from harness.spec import RunSpec, dataset_of
@@ -64,6 +65,8 @@ class Sweep:
     """what `--set` changed"""
     slurm: SlurmSettings = field(default_factory=SlurmSettings)
     """what its runs ask a cluster for, where that is not what the site's do"""
+    claims: Mapping[str, Claim] = field(default_factory=dict)
+    """what it is to find out"""
 
     @property
     def run_ids(self) -> list[str]:
@@ -88,8 +91,10 @@ class Sweep:
         return {
             "name": self.name,
             "preset": self.preset,
+            "file": self.file,
             "settings": [text for text in self.settings if not text.startswith("slurm.")],
             "report": self.report.model_dump(),
+            "claims": [{"name": k, **claim.model_dump()} for k, claim in self.claims.items()],
             "runs": rows,
         }
 
@@ -128,9 +133,12 @@ def planned(text: SweepFile, settings: Sequence[str], planner: Planner) -> Sweep
     asked, wrong = validate(SlurmSettings, written, "slurm.") if written else (None, [])
     messages += wrong
     runs: list[PlannedRun] = []
+    claims: dict[str, Claim] = {}
     try:
-        runs = planner.all()
-        messages += metric_problems(report, text.sections["report"], planner.metrics(), runs)
+        runs, known = planner.all(), planner.metrics()
+        messages += report_problems(report, text.sections["report"], known, runs)
+        claims, wrong = claims_of(text.sections.get("claims"), report, runs, known)
+        messages += wrong
     except ConfigError as error:
         messages += error.messages
     refuse(messages)
@@ -143,6 +151,7 @@ def planned(text: SweepFile, settings: Sequence[str], planner: Planner) -> Sweep
         planner.resolver.paths,
         tuple(settings),
         asked or SlurmSettings(),
+        claims,
     )
 
 

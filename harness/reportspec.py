@@ -30,6 +30,8 @@ class ReportSpec(Config):
     leakage: bool = False
     """of rows that differ in the source of their questions: also a table of models by source, with
     what each source gains and what of the gain survives when questions come from predictions"""
+    reference: str | None = None
+    """row that every other is compared with, by the last of `metrics`, in a column of its own"""
     notes: list[str] = []
     """printed under the table"""
     gate: float | None = Field(default=None, gt=0)
@@ -42,15 +44,19 @@ class ReportSpec(Config):
         return self
 
 
-def metric_problems(
+def report_problems(
     report: ReportSpec | None,
     node: Node,
     known: list[str],
     runs: Sequence[PlannedRun],
 ) -> list[str]:
-    """Messages about the metrics that are asked for, of which `known` are those that runs have."""
+    """What the rows cannot give: metrics (`known` are those that runs have), a reference row."""
     if report is None:
         return []
+    rows = list(dict.fromkeys(run.row for run in runs if run.in_table))
+    if report.reference is not None and rows and report.reference not in rows:
+        at = node.at(["reference"]).where
+        return [f"{at}: report.reference: {unknown(report.reference, rows, 'row')}"]
     where = node.at(["metrics"]).where
     numbers = any(run.published for run in runs)
     if report.gate is not None:

@@ -182,13 +182,13 @@ def _run(job: _Job, threads: int) -> None:
         **found,
         "ceilings": {name: dict(values) for name, values in dataset.ceilings().items()},
         "told": told,
+        "classes": {name: list(names) for name, names in dataset.class_names().items()},
         "code": env["code"],
         "needs": {needs: file_digest(needed) for needs in spec.needs.values() if needed},
         "implementations": dict(IMPLEMENTATIONS),
         "started": started,
         "finished": time.time(),
-        "commit": env["commit"],
-        "dirty": env["dirty"],
+        **{name: env[name] for name in ("commit", "dirty")},
     }
     with lease.held():
         folder.write_result(result)

@@ -14,7 +14,8 @@ import contextlib
 import fcntl
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,45 @@ class Store:
             self.root / "sweeps" / f"{record['name']}-{record['preset'] or 'plain'}-{digest}.json"
         )
         file.parent.mkdir(parents=True, exist_ok=True)
+        self._declare(record)
         write_json(file, record)
         return file
+
+    def _declare(self, record: Mapping[str, Any]) -> None:
+        """Note when each claim was first made, and how many runs of its rows were done by then."""
+        known = self.declared(record)
+        for claim in record.get("claims", ()):
+            if claim["name"] in known:
+                continue
+            rows = (claim["row"], claim["than"])
+            runs = {run["run_id"] for run in record["runs"] if run["row"] in rows}
+            done = sum(self.run(run_id).state() == "done" for run_id in runs)
+            said = {"sweep": record["name"], "preset": record["preset"], "claim": claim}
+            with open(self._claims_file, "a") as out:
+                out.write(json.dumps({**said, "time": time.time(), "done": done}) + "\n")
+
+    def declared(self, record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Name of a claim -> `time` in Unix seconds and `done`, of when it was first made so."""
+        found: dict[str, dict[str, Any]] = {}
+        lines = self._claims_file.read_text().splitlines() if self._claims_file.exists() else []
+        told = [json.loads(line) for line in lines if line.endswith("}")]
+        for claim in record.get("claims", ()):
+            for one in told:
+                here = (one["sweep"], one["preset"]) == (record["name"], record["preset"])
+                if here and one["claim"] == claim:
+                    found.setdefault(claim["name"], one)
+        return found
+
+    def declared_elsewhere(self, told: Iterable[Mapping[str, Any]]) -> None:
+        """Note claims that were first made where a sweep comes from."""
+        for one in told:
+            self._claims_file.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._claims_file, "a") as out:
+                out.write(json.dumps(one) + "\n")
+
+    @property
+    def _claims_file(self) -> Path:
+        return self.root / "sweeps" / "claims.jsonl"
 
     def search(self, name: str, preset: str) -> Path:
         """The folder of a search: its studies, and what its workers print."""

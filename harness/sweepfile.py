@@ -20,7 +20,11 @@ from harness.config import (
 )
 from harness.yamlfile import parse_yaml, read_yaml
 
-SWEEP_KEYS = ("base", "runs", "axes", "seeds", "needs", "report", "slurm", "search", "presets")
+SWEEP_KEYS = (
+    "base", "runs", "axes", "seeds", "needs", "report", "claims", "slurm", "search", "presets",
+)  # fmt: skip
+TAKEN_OUT = ("runs", "claims")
+"""sections whose entries a preset may take out"""
 
 
 @dataclass
@@ -64,7 +68,7 @@ class SweepFile:
         sections = {key: child for key, child in root.value.items() if key != "presets"}
         if "report" not in sections:
             raise ConfigError(f"{root.where}: report: is missing; say which table the sweep feeds")
-        for key in ("base", "runs", "axes", "needs", "slurm", "search"):
+        for key in ("base", "runs", "axes", "needs", "claims", "slurm", "search"):
             if key in sections and not isinstance(sections[key].value, dict):
                 what = kind_of(sections[key].value)
                 raise ConfigError(f"{sections[key].where}: {key}: a mapping is needed, not {what}")
@@ -90,13 +94,14 @@ def _preset(layer: Node, name: str, file: Path) -> Node:
 def _lay(root: Node, over: Node) -> Node:
     """`over` laid over a sweep: lists and `axes` are replaced, other sections are merged."""
     merged = dict(root.value)
-    out = over.get("runs")
-    if out is not None and isinstance(out.value, dict):
-        over = Node({**over.value, "runs": _taken_out(merged, out)}, over.where)
+    for section in TAKEN_OUT:
+        out = over.get(section)
+        if out is not None and isinstance(out.value, dict):
+            over = Node({**over.value, section: _taken_out(merged, out, section)}, over.where)
     for key, child in over.value.items():
         if key == "search" and key in merged:
             merged[key] = _lay_search(merged[key], child)
-        elif key in ("base", "runs", "needs", "report", "slurm") and key in merged:
+        elif key in ("base", "runs", "needs", "report", "claims", "slurm") and key in merged:
             merged[key] = overlay(undot(merged[key]), undot(child))
         else:
             merged[key] = child
@@ -114,17 +119,17 @@ def _lay_search(below: Node, above: Node) -> Node:
     return Node({**merged.value, "space": Node(space, where)}, merged.where) if space else merged
 
 
-def _taken_out(merged: dict[str, Node], over: Node) -> Node:
-    """`over` without the rows that it takes out (`NAME: null`); `merged` loses these."""
+def _taken_out(merged: dict[str, Node], over: Node, section: str) -> Node:
+    """`over` without the rows or claims that it takes out (`NAME: null`); `merged` loses these."""
     named = [name for name, child in over.value.items() if child.value is None]
-    rows = merged["runs"].value if "runs" in merged else {}
+    known = merged[section].value if section in merged else {}
     for name in named:
-        if not isinstance(rows, dict) or name not in rows:
-            what = no_such_key(name, list(rows) if isinstance(rows, dict) else [])
-            raise ConfigError(f"{over.value[name].where}: runs.{name}: {what}")
+        if not isinstance(known, dict) or name not in known:
+            what = no_such_key(name, list(known) if isinstance(known, dict) else [])
+            raise ConfigError(f"{over.value[name].where}: {section}.{name}: {what}")
     if named:
-        kept = {name: child for name, child in rows.items() if name not in named}
-        merged["runs"] = Node(kept, merged["runs"].where)
+        kept = {name: child for name, child in known.items() if name not in named}
+        merged[section] = Node(kept, merged[section].where)
     return Node({k: v for k, v in over.value.items() if v.value is not None}, over.where)
 
 

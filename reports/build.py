@@ -1,25 +1,94 @@
-"""`harness report`: stored sweeps -> tables and figures."""
+"""`harness report`: stored sweeps -> tables, figures, the record of every number, and the page."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.config import ConfigError
 from harness.registry import unknown
-from harness.reportspec import ReportSpec
 from harness.store import Store
-from harness.track import key, tracked
-from reports.footnotes import cost_footnotes, results_footnotes
-from reports.gate import gate_table, gated_rows, stamps
-from reports.leakage import leakage_table
+from harness.track import tracked
+from reports.gate import gated_rows
+from reports.provenance import write_record
 from reports.render import comma_separated, latex, markdown
-from reports.rows import Row, collect
-from reports.table import Table, cost_table, results_table
+from reports.sections import Record, Section, Source, preset_of, views
 
-Record = Mapping[str, Any]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which of what is stored a report is about; empty means all."""
+
+    sweeps: Sequence[str] = ()
+    preset: str | None = None
+    tables: Sequence[str] = ()
+    """`3`, `table3`, `watch`"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a report says."""
+
+    store: Store
+    uri: str
+    choice: Choice
+    sources: tuple[Source, ...]
+    sections: tuple[Section, ...]
+    owners: tuple[Source, ...]
+    """of each section, the sweep that it is of"""
+
+
+def gather(store: Store, uri: str, choice: Choice) -> Report:
+    """The tables of a choice. Raises ConfigError for names that nothing stored has."""
+    stored = store.sweeps()
+    records = _chosen(stored, choice, store)
+    by_record = {id(record): views(record, stored) for record in records}
+    known = sorted({name for names in by_record.values() for name in names})
+    wanted = _wanted_tables(known, choice.tables)
+    runs = tracked(uri)
+    gated = gated_rows(store, runs, stored)
+    sources = [Source(store, runs, record, gated) for record in records]
+    made = [
+        (source, section)
+        for source in sources
+        for section in source.sections(by_record[id(source.record)], wanted)
+    ]
+    shown = tuple(source for source in sources if any(source is owner for owner, _ in made))
+    sections, owners = tuple(s for _, s in made), tuple(owner for owner, _ in made)
+    return Report(store, uri, choice, shown, sections, owners)
+
+
+def write(report: Report, out: Path, page: bool = False) -> str:
+    """All of a report, as files in `out`; the Markdown of all tables.
+
+    `page`: also `index.html`, with everything in it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    drawings: dict[str, Mapping[str, Figure]] = {}
+    texts = []
+    with ExitStack() as styled:
+        for section, source in zip(report.sections, report.owners, strict=True):
+            texts.append(_write_table(section, out))
+            if section.figures:
+                from reports.figures import save, style  # matplotlib; costs need none
+
+                styled.enter_context(style())
+                drawings[section.stem] = figures_of(section, source, report.uri)
+                for name, figure in drawings[section.stem].items():
+                    stem = section.stem.removesuffix("-search")
+                    save(figure, out / f"{stem}-{name}")
+        write_record(report, out / "report.json")
+        if page:
+            from reports.page import write_page
+
+            write_page(report, drawings, out / "index.html")
+    return "\n".join(texts)
 
 
 def build(
@@ -30,96 +99,30 @@ def build(
     tables: Sequence[str],
     out: Path,
 ) -> str:
-    """Write the wanted tables and figures into `out`; the Markdown of all tables.
-
-    `sweeps`, `preset` and `tables` (`3`, `table3`, `watch`) narrow the choice; empty means all.
-    Raises ConfigError for names that nothing stored has.
-    """
-    stored = store.sweeps()
-    records = _chosen(stored, sweeps, preset, store)
-    views = {id(record): _views(record, stored) for record in records}
-    wanted = _wanted_tables(sorted({name for names in views.values() for name in names}), tables)
-    runs = tracked(uri)
-    out.mkdir(parents=True, exist_ok=True)
-    gated = gated_rows(store, runs, stored)
-    texts = []
-    for record in records:
-        report = ReportSpec(**record["report"])
-        rows = collect(store, runs, record)
-        _check_metrics(record, report, rows)
-        where = f"sweep {record['name']}, preset {_preset(record)}"
-        if record.get("settings"):
-            where += f", changed by --set {', '.join(record['settings'])}"
-        stem = f"{record['name']}-{_preset(record)}"
-        if record.get("search") and views[id(record)][0] in wanted:
-            from reports.figures import write_responses  # Optuna, which other tables do not need
-            from reports.search import search_table, warning
-
-            report = report.model_copy(
-                update={"notes": [*warning(record["search"]), *report.notes]}
-            )
-            texts.append(_write(search_table(record, where, store, rows), out, f"{stem}-search"))
-            write_responses(record, store, out, stem)
-        for name in views[id(record)]:
-            if name not in wanted:
-                continue
-            if report.gate is not None:
-                table = gate_table(report, where, _preset(record), store, rows)
-                texts.append(_write(table, out, stem))
-            elif name == "table4" or not report.metrics:
-                own = name == record["report"]["table"]
-                notes = [
-                    *(report.notes if own else ()),
-                    *cost_footnotes(_preset(record), store, rows),
-                ]
-                title = report.title if own else "Table 4. Cost"
-                table = cost_table(title, where, rows, notes)
-                texts.append(_write(table, out, _cost_stem(record)))
-            else:
-                blocks = _blocks(rows)
-                for number, (block, its) in enumerate(blocks.items()):
-                    title, file = (report.title, stem)
-                    if block:
-                        slugs = [_slug(other) for other in blocks]
-                        slug = slugs[number]
-                        if not slug or slugs.count(slug) > 1:
-                            slug = f"{slug}-{number + 1}".strip("-")
-                        title, file = f"{title}: {block}", f"{stem}-{slug}"
-                    part = report.model_copy(update={"title": title})
-                    told = list(stamps(its, gated))
-                    notes = results_footnotes(part, _preset(record), store, its, told)
-                    if report.leakage:
-                        leaks = leakage_table(part, where, store, its, list(report.notes))
-                        texts.append(_write(leaks, out, f"{file}-leakage"))
-                    table = results_table(part, where, store, its, notes)
-                    texts.append(_write(table, out, file))
-                    from reports.figures import write_figures  # matplotlib; costs need none
-
-                    write_figures(part, its, uri, out, file)
-    return "\n".join(texts)
+    """`gather` and `write` in one."""
+    return write(gather(store, uri, Choice(sweeps, preset, tables)), out)
 
 
-def _preset(record: Record) -> str:
-    return record["preset"] or "plain"
+def figures_of(section: Section, source: Source, uri: str) -> Mapping[str, Figure]:
+    from reports.figures import drawn, responses
+
+    if section.figures == "search":
+        return responses(source.record, source.store)
+    assert section.report is not None
+    return drawn(section.report, source.store, section.rows, uri)
 
 
-def _blocks(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by the part of the table they stand in, in order; each is a table and figures of its
-    own."""
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row.block, []).append(row)
-    return found
+def _write_table(section: Section, out: Path) -> str:
+    written: dict[str, Callable[[Any], str]] = {
+        ".md": markdown, ".tex": latex, ".csv": comma_separated,
+    }  # fmt: skip
+    for suffix, render in written.items():
+        (out / f"{section.stem}{suffix}").write_text(render(section.table))
+    return markdown(section.table)
 
 
-def _slug(text: str) -> str:
-    """For a file's name: `Paper cost: patch tokens` -> `paper-cost-patch-tokens`."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-def _chosen(
-    records: Sequence[Record], sweeps: Sequence[str], preset: str | None, store: Store
-) -> list[Record]:
+def _chosen(records: Sequence[Record], choice: Choice, store: Store) -> list[Record]:
+    sweeps, preset = choice.sweeps, choice.preset
     if not records:
         raise ConfigError(
             f"{store.root}: no sweep has been run yet; run one first: "
@@ -130,18 +133,10 @@ def _chosen(
     if wrong:
         raise ConfigError(*wrong)
     chosen = [record for record in records if not sweeps or record["name"] in sweeps]
-    presets = sorted({_preset(record) for record in chosen})
+    presets = sorted({preset_of(record) for record in chosen})
     if preset is not None and preset not in presets:
         raise ConfigError(unknown(preset, presets, f"preset of {', '.join(sweeps) or 'any sweep'}"))
-    return [record for record in chosen if preset in (None, _preset(record))]
-
-
-def _views(record: Record, records: Sequence[Record]) -> list[str]:
-    """The tables that a sweep's runs give: its own, and the cost of Table 3's as Table 4."""
-    own = record["report"]["table"]
-    others = {r["report"]["table"] for r in records if _preset(r) == _preset(record)}
-    costs = own == "table3" and "table4" not in others and not record.get("search")
-    return [own, "table4"] if costs else [own]
+    return [record for record in chosen if preset in (None, preset_of(record))]
 
 
 def _wanted_tables(known: list[str], tables: Sequence[str]) -> set[str]:
@@ -152,31 +147,4 @@ def _wanted_tables(known: list[str], tables: Sequence[str]) -> set[str]:
     return set(named) or set(known)
 
 
-def _cost_stem(record: Record) -> str:
-    """`table4-demo` for the sweeps `table3` and `table4`; another sweep puts its name between."""
-    between = "" if record["name"] in ("table3", "table4") else f"-{record['name']}"
-    return f"table4{between}-{_preset(record)}"
-
-
-def _check_metrics(record: Record, report: ReportSpec, rows: Sequence[Row]) -> None:
-    """A metric that no finished run has is a mistake in the sweep file."""
-    known = sorted({name for row in rows for seed in row.done for name in seed.metrics or ()})
-    if not known:
-        return
-    first = report.metrics[:1]
-    names = [*report.metrics, *(f"{m}[{subset}]" for m in first for subset in report.subsets)]
-    wrong = [name for name in names if key(name) not in known]
-    if wrong:
-        where = f"sweep {record['name']}: report"
-        raise ConfigError(*(f"{where}: {unknown(key(name), known, 'metric')}" for name in wrong))
-
-
-def _write(table: Table, out: Path, stem: str) -> str:
-    text = markdown(table)
-    for suffix, content in (
-        (".md", text),
-        (".tex", latex(table)),
-        (".csv", comma_separated(table)),
-    ):
-        (out / f"{stem}{suffix}").write_text(content)
-    return text
+__all__ = ["Choice", "Report", "build", "gather", "write"]

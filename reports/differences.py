@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,30 @@ FAR = 3.0
 """standard deviations over seeds"""
 Floats = npt.NDArray[np.float64]
 Mark = Literal["best", "tied", ""]
+
+
+class Parts(NamedTuple):
+    """Variance of a mean difference, as `crossed` estimates it."""
+
+    seeds: float
+    clusters: float
+    both: float
+    """contained in either"""
+
+    def combined(self, seeds: int, clusters: int) -> tuple[float, float]:
+        """(variance, degrees of freedom) of a table of so many."""
+        variance = max(self.seeds + self.clusters - self.both, self.seeds, self.clusters)
+        squares = (
+            self.seeds**2 / (seeds - 1)
+            + self.clusters**2 / (clusters - 1)
+            + self.both**2 / ((seeds - 1) * (clusters - 1))
+        )
+        return variance, max(seeds - 1.0, variance**2 / squares) if squares > 0 else seeds - 1.0
+
+    def scaled(self, by: float) -> Parts:
+        """As if there were 1 / `by` times as many seeds."""
+        alone = max(0.0, self.clusters - self.both)
+        return Parts(self.seeds * by, alone + self.both * by, self.both * by)
 
 
 @dataclass(frozen=True)
@@ -43,6 +67,8 @@ class Difference:
     """groups, or samples where they come alone"""
     spread: float
     """standard deviation of the difference over seeds, 0 for one seed"""
+    parts: Parts | None = None
+    """what its variance consists of; None for one seed"""
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -59,15 +85,41 @@ class Difference:
 
         return 2 * float(stats.t.sf(abs(self.mean) / self.error, self.freedom))
 
+    def p_equal(self, margin: float) -> float:
+        """Of a true difference of `margin` or more, either way: two one-sided tests."""
+        if self.error == 0:
+            return 0.0 if abs(self.mean) < margin else 1.0
+        from scipy import stats
+
+        return float(stats.t.sf((margin - abs(self.mean)) / self.error, self.freedom))
+
     @property
     def detectable(self) -> float:
         """The smallest true difference that would be found four times in five."""
-        return (self._quantile(1 - ALPHA / 2) + self._quantile(POWER)) * self.error
+        return self.reach(ALPHA / 2)
+
+    def reach(self, alpha: float) -> float:
+        """How far a truth must be from what a one-sided test at `alpha` refutes, to be told from it
+        four times in five."""
+        return (self._quantile(1 - alpha) + self._quantile(POWER)) * self.error
+
+    def with_seeds(self, seeds: int) -> Difference | None:
+        """What `seeds` seeds would leave of its error, if it is what it seems; None if unknown."""
+        if self.parts is None:
+            return None
+        parts = self.parts.scaled(self.seeds / seeds)
+        variance, freedom = parts.combined(seeds, self.clusters)
+        return replace(self, error=math.sqrt(variance), freedom=freedom, seeds=seeds, parts=parts)
+
+    @property
+    def enough(self) -> bool:
+        """Whether there are runs enough, and they differ, to decide anything."""
+        return self.seeds >= MIN_SEEDS and self.spread > NO_SPREAD
 
     @property
     def decided(self) -> bool:
         """Whether it is significant, by runs enough to say so."""
-        return self.seeds >= MIN_SEEDS and self.spread > NO_SPREAD and self.p < ALPHA
+        return self.enough and self.p < ALPHA
 
     def _quantile(self, level: float) -> float:
         from scipy import stats  # takes half a second to import
@@ -94,15 +146,10 @@ def crossed(values: Floats, groups: npt.NDArray[np.str_]) -> Difference | None:
     of_seeds = float(np.var(by_seed, ddof=1)) / seeds
     rest = means - by_seed[:, None] - by_cluster[None] + mean
     of_both = fair * float(np.sum(weights**2 * rest**2)) / (seeds * (seeds - 1))
-    variance = max(of_seeds + of_clusters - of_both, of_seeds, of_clusters)
-    parts = (
-        of_seeds**2 / (seeds - 1)
-        + of_clusters**2 / (clusters - 1)
-        + of_both**2 / ((seeds - 1) * (clusters - 1))
-    )
-    freedom = max(seeds - 1.0, variance**2 / parts) if parts > 0 else seeds - 1.0
+    parts = Parts(of_seeds, of_clusters, of_both)
+    variance, freedom = parts.combined(seeds, clusters)
     spread = float(np.std(by_seed, ddof=1))
-    return Difference(mean, math.sqrt(variance), freedom, seeds, clusters, spread)
+    return Difference(mean, math.sqrt(variance), freedom, seeds, clusters, spread, parts)
 
 
 def nested(parts: Sequence[tuple[Floats, npt.NDArray[np.str_]]]) -> Difference | None:
@@ -115,8 +162,10 @@ def nested(parts: Sequence[tuple[Floats, npt.NDArray[np.str_]]]) -> Difference |
     by_seed = np.array([values.mean() for values, _ in parts])
     spread = float(np.std(by_seed, ddof=1))
     seeds = len(parts)
+    of_seeds = spread**2 / seeds
+    alone = Parts(of_seeds, 0.0, 0.0)  # a further seed brings further samples
     one = Difference(
-        float(by_seed.mean()), spread / math.sqrt(seeds), seeds - 1, seeds, seeds, spread
+        float(by_seed.mean()), math.sqrt(of_seeds), seeds - 1, seeds, seeds, spread, alone
     )
     found = crossed(
         np.concatenate([values for values, _ in parts])[None],
@@ -124,7 +173,8 @@ def nested(parts: Sequence[tuple[Floats, npt.NDArray[np.str_]]]) -> Difference |
     )
     if found is None:
         return None
-    other = Difference(one.mean, found.error, found.freedom, seeds, found.clusters, spread)
+    alone = Parts(found.error**2, 0.0, 0.0)
+    other = Difference(one.mean, found.error, found.freedom, seeds, found.clusters, spread, alone)
     return max(one, other, key=lambda each: each.interval[1] - each.interval[0])
 
 

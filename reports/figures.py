@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,58 +14,65 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from harness.reportspec import ReportSpec
 from harness.store import Store
-from harness.track import history, key
+from harness.track import histories, key
+from reports.costs import row_cost
+from reports.gains import gain_bars
 from reports.leakage import leakage_bars
+from reports.lengths import length_curves
 from reports.numbers import heading
+from reports.results import subset_metrics
 from reports.rows import Row, SeedResult
-from reports.table import row_cost, subset_metrics
+from reports.spectra import spectra
 
 STYLE = Path(__file__).parent / "style.mplstyle"
 DASHES = ("-", "--", ":")
 MARKERS = "osD^vPXh"
 MAX_PANELS = 2
+Histories = Mapping[str, Sequence[tuple[int, float]]]
+"""run id -> (epoch, value)"""
+COSTS = {
+    "gflops": ("GFLOPs per sample", "MFLOPs per sample"),
+    "params_m": ("million parameters", "thousand parameters"),
+}
+FRONT = "nothing cheaper is better"
 LOG_SPAN = 5
 """costs that differ by more than this factor have a logarithmic axis"""
 MIN_GAP = 0.04
 """ceilings closer than this share of the axis have one label"""
 
 
-def write_figures(
-    report: ReportSpec, rows: Sequence[Row], tracking_uri: str, out: Path, stem: str
-) -> list[Path]:
-    """`<stem>-curves`, `<stem>-accuracy-cost` and, where it is asked for, `<stem>-leakage`, as PNG
-    and PDF; none without numbers."""
-    with matplotlib.rc_context(fname=STYLE):
-        made = {
-            "curves": learning_curves(report, rows, tracking_uri),
-            "accuracy-cost": accuracy_cost(report, rows),
-            "leakage": leakage_bars(report, rows) if report.leakage else None,
-        }
-        return [
-            file
-            for name, figure in made.items()
-            if figure is not None
-            for file in _save(figure, out / f"{stem}-{name}")
-        ]
+def drawn(report: ReportSpec, store: Store, rows: Sequence[Row], uri: str) -> dict[str, Figure]:
+    """Name -> figure, of those that the rows have numbers for."""
+    made = {
+        "accuracy-cost": accuracy_cost(report, rows),
+        "curves": learning_curves(report, rows, uri),
+        "length": length_curves(report, store, rows),
+        "gain": gain_bars(report, store, rows),
+        "spectra": spectra(store, rows),
+        "leakage": leakage_bars(report, rows) if report.leakage else None,
+    }
+    return {name: figure for name, figure in made.items() if figure is not None}
 
 
-def write_responses(record: Mapping[str, Any], store: Store, out: Path, stem: str) -> list[Path]:
-    """`<stem>-response-<parameter>` of a search, as PNG and PDF."""
+def responses(record: Mapping[str, Any], store: Store) -> dict[str, Figure]:
+    """`response-<parameter>` -> figure, of a search."""
     from reports.responses import response_curves  # Optuna, which other figures do not need
 
-    with matplotlib.rc_context(fname=STYLE):
-        return [
-            file
-            for key, figure in response_curves(record, store).items()
-            for file in _save(figure, out / f"{stem}-response-{key.replace('.', '-')}")
-        ]
+    found = response_curves(record, store)
+    return {f"response-{key.replace('.', '-')}": figure for key, figure in found.items()}
 
 
-def _save(figure: Figure, path: Path) -> Iterator[Path]:
+def save(figure: Figure, path: Path) -> None:
+    """As `<path>.png` and `<path>.pdf`; its layout is settled once, and stays."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     for suffix, metadata in ((".png", {}), (".pdf", {"CreationDate": None})):
-        file = path.with_name(path.name + suffix)
-        figure.savefig(file, metadata=metadata)
-        yield file
+        figure.savefig(path.with_name(path.name + suffix), metadata=metadata)
+
+
+def style() -> Any:
+    """Context in which all figures are made."""
+    return matplotlib.rc_context(fname=STYLE)
 
 
 def _looks(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
@@ -87,15 +94,17 @@ def learning_curves(report: ReportSpec, rows: Sequence[Row], tracking_uri: str) 
     looks = _looks(rows)
     figure = Figure(figsize=(3.6 * len(metrics) + 2.4, 3.6))
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
-    drawn: dict[str, Any] = {}
+    lines: dict[str, Any] = {}
+    trained = [r for row in rows for r in row.runs if r.params.get("train.method") == "gradient"]
     for panel, metric in zip(panels, metrics, strict=True):
+        known = histories(tracking_uri, trained, f"select/{key(metric)}")
         for row in rows:
-            epochs, values = _curve(row, tracking_uri, f"select/{key(metric)}")
+            epochs, values = _curve(row, known)
             if not len(epochs):
                 continue
             look = {k: v for k, v in looks[row.name].items() if k != "marker"}
             mean = 100 * values.mean(axis=0)
-            (drawn[row.name],) = panel.plot(epochs, mean, **look)
+            (lines[row.name],) = panel.plot(epochs, mean, **look)
             if len(values) > 1:
                 std = 100 * values.std(axis=0, ddof=1)
                 panel.fill_between(
@@ -104,27 +113,26 @@ def learning_curves(report: ReportSpec, rows: Sequence[Row], tracking_uri: str) 
         panel.set(xlabel="epoch", ylabel=f"{heading(metric)}, select split (%)")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         _draw_ceilings(panel, _ceilings(rows, metric))
-    if not drawn:
+    if not lines:
         return None
-    labels = [row.label for row in rows if row.name in drawn]
-    figure.legend(drawn.values(), labels, loc="outside right center")
+    labels = [row.label for row in rows if row.name in lines]
+    figure.legend(lines.values(), labels, loc="outside right center")
     return figure
 
 
-def _curve(row: Row, tracking_uri: str, metric: str) -> tuple[list[int], Any]:
+def _curve(row: Row, known: Histories) -> tuple[list[int], Any]:
     """(epochs that all its seeds have, values (seeds, epochs))."""
-    seeds = [_history(seed, tracking_uri, metric) for seed in row.done]
+    seeds = [_history(seed, known) for seed in row.done]
     epochs = sorted(set.intersection(*map(set, seeds))) if seeds else []
     return epochs, np.array([[seed[epoch] for epoch in epochs] for seed in seeds])
 
 
-def _history(seed: SeedResult, tracking_uri: str, metric: str) -> dict[int, float]:
+def _history(seed: SeedResult, known: Histories) -> dict[int, float]:
     """Epoch -> mean over the runs of a seed; empty for what is not trained by epochs."""
     found: dict[int, list[float]] = {}
     for run in seed.runs:
-        if run.params.get("train.method") == "gradient":
-            for epoch, value in history(tracking_uri, run, metric):
-                found.setdefault(epoch, []).append(value)
+        for epoch, value in known.get(run.run_id, ()):
+            found.setdefault(epoch, []).append(value)
     return {epoch: sum(values) / len(values) for epoch, values in found.items()}
 
 
@@ -156,36 +164,50 @@ def _draw_ceilings(panel: Axes, ceilings: Mapping[str, float]) -> None:
 
 
 def accuracy_cost(report: ReportSpec, rows: Sequence[Row]) -> Figure | None:
-    """One point per row; reference rows, whose GFLOPs are not counted, are lines."""
+    """A point per row against GFLOPs and against parameters, and the front of those that nothing
+    cheaper reaches; reference rows, whose GFLOPs are not counted, are lines."""
     metric, looks = report.metrics[0], _looks(rows)
-    figure = Figure(figsize=(6.4, 3.6))
-    panel = figure.subplots()
-    costs: list[float] = []
-    for row in rows:
-        found, gflops = row.summary(metric), row_cost(row, "gflops")
-        if found is None:
-            continue
-        look = looks[row.name]
-        if row.is_reference:
-            label = f"{row.label} (reference)"
-            panel.axhline(100 * found.mean, color=look["color"], linestyle=":", label=label)
-        elif gflops is not None:
-            costs.append(gflops)
-            look = {**look, "linestyle": "none", "capsize": 3, "capthick": 1.2}
-            look |= {"markeredgecolor": "white", "markeredgewidth": 0.6}
-            error = None if found.std is None else 100 * found.std
-            panel.errorbar(gflops, 100 * found.mean, yerr=error, label=row.label, **look)
-    if not costs:
+    shown = [(row, found) for row in rows if (found := row.summary(metric)) is not None]
+    names = [n for n in COSTS if any(row_cost(r, n) is not None for r, _ in shown)]
+    if not names or all(row.is_reference for row, _ in shown):
         return None
-    unit = _cost_axis(panel, costs)
-    panel.set(xlabel=f"{unit} per sample", ylabel=f"{heading(metric)}, test split (%)")
-    figure.legend(loc="outside right center")
+    figure = Figure(figsize=(3.4 * len(names) + 2.8, 3.6))
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    handles: dict[str, Any] = {}
+    for panel, name in zip(panels, names, strict=True):
+        points: list[tuple[float, float]] = []
+        for row, found in shown:
+            look, cost = looks[row.name], row_cost(row, name)
+            if row.is_reference:
+                line = panel.axhline(100 * found.mean, color=look["color"], linestyle=":")
+                handles[f"{row.label} (reference)"] = line
+            elif cost is not None:
+                points.append((cost, 100 * found.mean))
+                look = {**look, "linestyle": "none", "capsize": 3, "capthick": 1.2}
+                look |= {"markeredgecolor": "white", "markeredgewidth": 0.6}
+                error = None if found.std is None else 100 * found.std
+                drawn = panel.errorbar(*points[-1], yerr=error, label=row.label, **look)
+                handles[row.label] = drawn
+        look = {"where": "post", "color": "0.6", "linewidth": 1, "zorder": 1}
+        (handles[FRONT],) = panel.step(*zip(*pareto(points), strict=True), **look)
+        panel.set(xlabel=_cost_axis(panel, [cost for cost, _ in points], *COSTS[name]))
+    panels[0].set(ylabel=f"{heading(metric)}, test split (%)")
+    figure.legend(handles.values(), handles.keys(), loc="outside right center")
     return figure
 
 
-def _cost_axis(panel: Axes, costs: Sequence[float]) -> str:
-    """A scale with plain numbers that do not run into each other; the unit it is in."""
-    factor, unit = (1, "GFLOPs") if max(costs) >= 0.1 else (1000, "MFLOPs")
+def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those (cost, score) that no other reaches at the same cost or less, by cost."""
+    front: list[tuple[float, float]] = []
+    for cost, score in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or score > front[-1][1]:
+            front.append((cost, score))
+    return front
+
+
+def _cost_axis(panel: Axes, costs: Sequence[float], large: str, small: str) -> str:
+    """A scale with plain numbers that do not run into each other; what it counts, in its unit."""
+    factor, unit = (1, large) if max(costs) >= 0.1 else (1000, small)
     low, high = min(costs), max(costs)
     if low > 0 and high / low > LOG_SPAN:
         panel.set_xscale("log")

@@ -12,9 +12,10 @@ from harness.store import Store
 from reports.hits import accuracy_by_group
 from reports.numbers import MINUS, heading, points, share, target_of
 from reports.published import published
+from reports.results import TOO_GOOD, above_ceiling, subset_metrics
 from reports.rows import Row
 from reports.statistics import t_interval
-from reports.table import STALE, TOO_GOOD, above_ceiling, subset_metrics
+from reports.table import STALE
 
 PAPER = (
     "Paper: its printed numbers. Ours are set against them only where the data and the protocol "
@@ -111,8 +112,8 @@ def _gains(report: ReportSpec, store: Store, rows: Sequence[Row]) -> Iterator[st
     """Fused against single, and single against its reference."""
     metric = report.metrics[0]
     models = [row for row in rows if not row.is_reference]
-    single = _best([row for row in models if len(row.streams) == 1], metric)
-    fused = _best([row for row in models if len(row.streams) > 1], metric)
+    single = best_on_select([row for row in models if len(row.streams) == 1], metric)
+    fused = best_on_select([row for row in models if len(row.streams) > 1], metric)
     if single and fused:
         told = _by_group(store, fused, single, metric)
         if told:
@@ -129,7 +130,7 @@ def _gains(report: ReportSpec, store: Store, rows: Sequence[Row]) -> Iterator[st
                     yield f"{row.label} against its logistic reference ({reference.label}): {told}."
 
 
-def _best(rows: Sequence[Row], metric: str) -> Row | None:
+def best_on_select(rows: Sequence[Row], metric: str) -> Row | None:
     """The best on the split that choices are made on; the test split has no say."""
     scored = [(value, row) for row in rows if (value := row.select(metric)) is not None]
     return max(scored, key=lambda pair: pair[0])[1] if scored else None
@@ -174,6 +175,12 @@ def _reading(report: ReportSpec, rows: Sequence[Row]) -> Iterator[str]:
         yield f"{', '.join(labels)}: weights of the best epoch on the select split ({what})."
     if any(len(seed.runs) > 1 for row in rows for seed in row.done):
         yield "The runs of a seed (folds) are scored as one, on all their test samples together."
+    base = next((row for row in rows if row.name == report.reference), None)
+    if base is not None:
+        yield (
+            f"{MINUS} {base.label}: difference with a 95 % interval for other seeds and other "
+            f"{_clusters(rows)}; * where p < 0.05, adjusted over the rows (Holm)."
+        )
     if any(row.ceiling(metric) is not None for row in rows for metric in report.metrics):
         yield (
             "Ceiling: what perfect perception could reach with one stream alone (named after the "

@@ -12,6 +12,7 @@ from typing import Any
 from harness.reportspec import ReportSpec
 from harness.store import Store
 from harness.track import Tracked
+from reports.costs import cost_column
 from reports.footnotes import origin, samples_of
 from reports.numbers import (
     MINUS,
@@ -23,18 +24,9 @@ from reports.numbers import (
     points,
     target_of,
 )
+from reports.results import raw_summary
 from reports.rows import Row, collect
-from reports.table import (
-    Cell,
-    Column,
-    Table,
-    assembled,
-    blank,
-    cost_column,
-    label_column,
-    raw_summary,
-    seeds_column,
-)
+from reports.table import Cell, Column, Table, assembled, blank, label_column, seeds_column
 
 DATA = "ek100"
 """the data that published baselines are of"""

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from reports.differences import Difference
 from reports.statistics import Summary
 
 MINUS = "\N{MINUS SIGN}"
@@ -37,8 +38,22 @@ def share(value: float | None) -> str:
 
 
 def points(difference: float) -> str:
-    """`+1.2`, `−0.3`: a difference in percentage points."""
-    return f"{difference:+.1f}".replace("-", MINUS)
+    """`+1.2`, `−0.3`, `0.0`: a difference in percentage points."""
+    text = f"{difference:+.1f}".replace("-", MINUS)
+    return text[1:] if text[1:] == "0.0" else text
+
+
+def interval_of(found: Difference | None) -> str:
+    """`+1.2 [+0.4, +2.0]`, points; `–` where there is none."""
+    if found is None:
+        return NONE
+    low, high = (points(100 * bound) for bound in found.interval)
+    return f"{points(100 * found.mean)} [{low}, {high}]"
+
+
+def p_value(p: float) -> str:
+    """`0.012`, `< 0.001`."""
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
 def size(value: float | None) -> str:

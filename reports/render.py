@@ -30,6 +30,15 @@ LATEX = {
 }
 
 
+ALONE = (
+    r"% \input{} it in a document with \usepackage{booktabs,graphicx}, or compile it as it is",
+    r"\expandafter\ifx\csname @nodocument\endcsname\relax\else",
+    r"\documentclass{article}\usepackage{booktabs,graphicx}",
+    r"\usepackage[landscape,margin=15mm]{geometry}\def\alone{1}\begin{document}\fi",
+)
+"""what makes a document of a table unless it is in one"""
+
+
 def markdown(table: Table) -> str:
     """A heading, a pipe table, and the footnotes as a list."""
     lines = [f"### {table.title}", "", table.subtitle, "", _pipe([*map(_plain, table.header)])]
@@ -55,14 +64,16 @@ def _marked(cell: Cell) -> str:
 
 
 def latex(table: Table) -> str:
-    """A float to be read by \\input; the document needs booktabs and graphicx."""
+    """A float that is read by \\input (the document needs booktabs and graphicx), or compiled."""
     right = "r" * (len(table.header) - 1)
     header = " & ".join(_header(name) for name in table.header)
     rows = [" & ".join(_latex_cell(cell) for cell in row) + r" \\" for row in table.rows]
+    if 0 < table.quoted < len(rows):
+        rows.insert(len(rows) - table.quoted, r"\midrule")
     notes = [f"{escape(note)}\\par" for note in table.footnotes]
     return "\n".join(
         [
-            r"% needs \usepackage{booktabs} and \usepackage{graphicx}",
+            *ALONE,
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{escape(table.title)} ({escape(table.subtitle)})}}",
@@ -78,6 +89,7 @@ def latex(table: Table) -> str:
             *notes,
             r"\end{minipage}",
             r"\end{table}",
+            r"\expandafter\ifx\csname alone\endcsname\relax\else\end{document}\fi",
             "",
         ]
     )

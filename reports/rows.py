@@ -149,6 +149,16 @@ class Row:
         named = (run.tags.get("harness.stale", "") for run in self.runs)
         return tuple(sorted({file for text in named for file in text.split(", ") if file}))
 
+    @property
+    def run_ids(self) -> tuple[str, ...]:
+        """Of all finished seeds."""
+        return tuple(run_id for seed in self.done for run_id in seed.run_ids)
+
+    @property
+    def unfinished(self) -> str:
+        """What is so of a row without a result: `not run`, `failed`."""
+        return in_words(max((seed.state for seed in self.seeds), key=WORST_FIRST[::-1].index))
+
     def state(self) -> str:
         """`3`, `2 of 3 seeds`, `1 of 3 seeds, 2 failed`, `not run`."""
         if len(self.done) == len(self.seeds):

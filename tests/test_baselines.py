@@ -165,7 +165,7 @@ def test_the_baselines_are_scored_and_the_gate_is_told_here_and_in_later_tables(
     assert float(found["tsf_b"]["action_joint_top1_gap"]) == pytest.approx(-0.6)
     assert float(found["vit_l"]["action_joint_top1_gap"]) == pytest.approx(share(*AVION) - 54.4)
     line = next(text for text in said.stdout.splitlines() if text.startswith("| AVION (ViT-B)"))
-    assert f"| 18.8 / 12.5 / 6.7 | +0.0 / +0.0 / {MINUS}0.4 | passed |" in line
+    assert f"| 18.8 / 12.5 / 6.7 | 0.0 / 0.0 / {MINUS}0.4 | passed |" in line
     assert "AVION (ViT-B), AVION (ViT-L): verb top-1, summed over actions; noun" in said.stdout
     assert (
         "Baseline gate: clip_vit demo passed (6.2, published 6.7); clip_vit demo_large not passed "
@@ -423,7 +423,7 @@ def test_a_table_with_a_gate_shows_rows_that_are_not_done(tmp_path):
     rows = text.replace(NONE, "-").replace(MINUS, "-").splitlines()
     done = next(row for row in rows if row.startswith("| Done ["))
     assert "| 1 | 60.0 (n=1) | 20.0 (n=1) | - | 60.2 / 20.0 / - |" in done
-    assert "| 60.2 / 20.0 / - | -0.2 / +0.0 / - | passed |" in done
+    assert "| 60.2 / 20.0 / - | -0.2 / 0.0 / - | passed |" in done
     waits = next(row for row in rows if row.startswith("| Waits |"))
     assert "| not run | - | - | - | - / - / 45.7 | - | not run |" in waits
     assert "Waits: action top-1." in text

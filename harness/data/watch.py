@@ -17,7 +17,7 @@ import hashlib
 import importlib.util
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -184,6 +184,9 @@ class Watch(Dataset):
     @property
     def targets(self) -> dict[str, int]:
         return {"label": len(CLASSES)}
+
+    def class_names(self) -> dict[str, Sequence[str]]:
+        return {"label": CLASSES}
 
     def split(self, name: str) -> Split:
         subjects = self.subjects[name]

@@ -43,6 +43,11 @@ def plan_search(file: Path, preset: str | None = None, settings: Sequence[str] =
     refuse(messages)
     assert isinstance(spec, SearchSpec)
     refuse([*_in_itself(spec, node, text)])
+    if "claims" in text.sections:
+        raise ConfigError(
+            f"{text.sections['claims'].where}: claims: a search has none; declare them in the "
+            f"sweep that is run with the settings it finds"
+        )
     planner = Planner(text, Resolver(text.file.parent))
     written = planned(text, settings, planner)
     rows = rows_of(text)

@@ -15,7 +15,7 @@ Source: Damen et al., "Rescaling Egocentric Vision" (IJCV 2022).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -158,6 +158,16 @@ class Ek100(Dataset):
 
     def actions(self) -> tuple[Pair, ...]:
         return self.annotations.actions
+
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        from harness.data.ek100.classes import Classes
+
+        try:  # only to be read by people: the files need not be there
+            found = Classes.read(self._place("annotations", "the annotations"))
+        except ValueError:
+            return {}
+        known = {"verb": found.verbs, "noun": found.nouns}
+        return {kind: [one.key for one in known[kind]] for kind in known if kind in self.targets}
 
     @cached_property
     def annotations(self) -> Annotations:

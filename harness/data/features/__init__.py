@@ -62,6 +62,9 @@ class Features(Dataset):
     def targets(self) -> Mapping[str, int]:
         return {name: len(classes) for name, classes in self.content.labels.classes.items()}
 
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        return {name: list(map(str, of)) for name, of in self.content.labels.classes.items()}
+
     def split(self, name: str) -> Split:
         return FeatureSplit(self.content, name, self.content.labels.rows_of(name))
 

@@ -86,6 +86,9 @@ class SimKitchen(Dataset):
     def targets(self) -> Mapping[str, int]:
         return ACTION if self.config.targets == "action" else SEEN | SAID
 
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        return {"verb": VERBS, "noun": NOUNS} if self.config.targets == "action" else {}
+
     def split(self, name: str) -> SimKitchenSplit:
         sizes = {
             "train": self.config.train_size,
