@@ -109,6 +109,7 @@ def view(folder: RunFolder, sweeps: Sequence[str], stale: Stale | None) -> View 
     env, said = folder.env(), result or {}
     spec = folder.spec()["spec"]
     tags = {
+        **{f"harness.{what}": told for what, told in said.get("told", {}).items()},
         "harness.run_id": folder.run_id,
         "harness.status": state,
         "harness.sweeps": ", ".join(sweeps),
@@ -122,7 +123,6 @@ def view(folder: RunFolder, sweeps: Sequence[str], stale: Stale | None) -> View 
         "harness.stored": ", ".join(
             f"{stream}: {how}" for stream, how in said.get("stored", {}).items()
         ),
-        **{f"harness.{what}": told for what, told in said.get("told", {}).items()},
         "harness.groups": "; ".join(
             f"{group['name']}: {group['parameters']} at {group['peak_lr']:g}"
             for group in said.get("groups", ())

@@ -11,6 +11,7 @@ from harness.reportspec import ReportSpec
 from harness.store import Store
 from reports.hits import accuracy_by_group
 from reports.numbers import MINUS, heading, points, share, target_of
+from reports.protocol import protocol
 from reports.published import published
 from reports.results import TOO_GOOD, above_ceiling, subset_metrics
 from reports.rows import Row
@@ -37,6 +38,7 @@ def results_footnotes(
         *stamps,
         *report.notes,
         *_reading(report, done),
+        *protocol(report.metrics, done),
         *_unreadable(store, done),
         *origin(preset, store, done),
     ]

@@ -20,7 +20,7 @@ from reports.hits import sample_differences
 from reports.numbers import MINUS, NONE, heading, points, share
 from reports.rows import Row
 from reports.statistics import t_interval
-from reports.table import Cell, Table
+from reports.table import Cell, Table, empty_cells
 
 SOURCE = "data.options.questions"
 NOTHING, TRUE, PREDICTED = "constant", "ground_truth", "predicted"
@@ -93,34 +93,38 @@ def leakage_table(
         )
         for label, found in models.items()
     ]
+    notes = [*_headline(store, models, metric), *_reading(report, rows, metric, gained), *told]
     return Table(
         f"{report.title}: what the questions give away",
         where,
         tuple(header),
         tuple(lines),
-        (*_headline(store, models, metric), *_reading(report, rows, metric, gained), *told),
+        (*notes, *empty_cells(lines)),
     )
 
 
 def _scores(row: Row | None, metrics: Sequence[str], source: str) -> Cell:
     if row is None:
-        return Cell(NONE)
+        return Cell(NONE, why=f"not run with {source.replace('_', ' ')} questions")
     found = {metric: row.summary(metric) for metric in metrics}
     text = " / ".join(share(value.mean if value else None) for value in found.values())
     raw = {f"{metric}_{source}": value.mean if value else None for metric, value in found.items()}
-    return Cell(text, raw)
+    return Cell(text, raw, runs=row.run_ids)
 
 
 def _gains(
     store: Store, found: Mapping[str, Row], sources: Sequence[str], metric: str, compared: bool
 ) -> Iterator[Cell]:
     gains = {s: gain(store, found.get(s), found.get(NOTHING), metric) for s in sources}
+    base = found[NOTHING].run_ids if NOTHING in found else ()
     for source, one in gains.items():
-        yield Cell(_in_words(one), {f"gain_{source}": one[0] if one else None})
+        runs = (*found[source].run_ids, *base) if one else ()
+        why = f"one of the two is not run: {NOTHING}, {source}"
+        yield Cell(_in_words(one), {f"gain_{source}": one[0] if one else None}, why=why, runs=runs)
     if compared:
         left = survives(gains.get(TRUE), gains.get(PREDICTED))
         text = NONE if left is None else f"{100 * left:.0f} %"
-        yield Cell(text, {"survives": left})
+        yield Cell(text, {"survives": left}, why="no gain that is above 0 for sure")
 
 
 def _in_words(one: Gain | None) -> str:

@@ -142,7 +142,9 @@ def search_table(record: Mapping[str, Any], where: str, store: Store, rows: Sequ
             row = by_name.get(one.name if title == told["written"] else f"{one.name}, best")
             summary = row.summary(shown) if row else None
             name = "written" if title == told["written"] else "best"
-            line.append(Cell(percent(summary), {f"{name}_{shown}": summary and summary.mean}))
+            raw = {f"{name}_{shown}": summary and summary.mean}
+            runs = row.run_ids if row else ()
+            line.append(Cell(percent(summary), raw, why="no final run is done", runs=runs))
         cells.append(tuple(line))
     notes = [*_findings(every), *_protocol(told, every), *_reading(told, every)]
     title = f"Search. Settings of each row of: {record['report']['title']}"

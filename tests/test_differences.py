@@ -5,6 +5,12 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.regression.linear_model import OLS
+from statsmodels.stats.contingency_tables import mcnemar as known_mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+from statsmodels.stats.proportion import proportion_effectsize
+from statsmodels.stats.weightstats import DescrStatsW
 
 from reports.differences import (
     Difference,
@@ -142,17 +148,48 @@ def test_mcnemar_is_the_binomial_test_of_the_samples_that_flipped():
     only, other, p = mcnemar(first, second)
     assert (only, other) == (4, 1)
     assert p == pytest.approx(stats.binomtest(4, 5).pvalue)
+    table = [[int((first & second).sum()), only], [other, int((~first & ~second).sum())]]
+    assert p == pytest.approx(known_mcnemar(table, exact=True).pvalue)
     assert mcnemar(first, first) == (0, 0, 1.0)
 
 
-def test_holm_is_that_of_the_textbook():
+def test_holm_is_that_of_the_textbook_and_of_statsmodels():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([]) == []
+    values = np.random.default_rng(3).uniform(0, 0.2, 9)
+    assert holm(values) == pytest.approx(multipletests(values, method="holm")[1])
 
 
 def test_the_effect_size_is_cohens_h():
     assert cohens_h(0.5, 0.5) == 0
     assert cohens_h(1.0, 0.0) == pytest.approx(math.pi)
+    assert cohens_h(0.7, 0.55) == pytest.approx(proportion_effectsize(0.7, 0.55))
+
+
+@pytest.mark.parametrize("margin", [0.1, 0.3, 1.0])
+def test_equivalence_is_that_of_two_one_sided_t_tests(margin):
+    values = np.random.default_rng(4).normal(0.1, 1, (1, 40))
+    known = DescrStatsW(values[0]).ttost_mean(-margin, margin)[0]
+    assert crossed(values, ALONE).p_equal(margin) == pytest.approx(known)
+
+
+def test_groups_of_other_sizes_are_the_clustered_standard_error_of_a_regression():
+    """Of a mean, by the sandwich of statsmodels."""
+    rng = np.random.default_rng(6)
+    place = np.repeat(np.arange(30), rng.integers(5, 40, 30))
+    values = rng.normal(0, 0.1, 30)[place] + rng.normal(0, 0.5, len(place))
+    fit = OLS(values, np.ones(len(values))).fit(cov_type="cluster", cov_kwds={"groups": place})
+    found = crossed(values[None], place.astype(str))
+    assert found.mean == pytest.approx(fit.params[0])
+    assert found.error == pytest.approx(fit.bse[0])
+
+
+def test_power_of_seeds_alone_is_that_of_a_t_test():
+    by_seed = np.random.default_rng(8).normal(0, 0.01, 6)
+    found = crossed(np.repeat(by_seed[:, None], 40, axis=1), ALONE)
+    size = found.detectable / found.spread
+    known = TTestPower().power(size, 6, 0.05)
+    assert known == pytest.approx(0.8, abs=0.04)  # ours takes the central t for the shifted one
 
 
 def test_the_smallest_difference_found_is_found_four_times_in_five():

@@ -16,6 +16,7 @@ from harness.track import Tracked
 from reports import figures
 from reports import published as paper
 from reports.numbers import MINUS, NONE, heading, percent, points, size
+from reports.protocol import action_rule, protocol
 from reports.render import comma_separated, escape, latex, markdown
 from reports.results import results_table
 from reports.rows import Row, SeedResult, collect
@@ -186,3 +187,22 @@ def test_numbers_on_the_cost_axis_do_not_run_into_each_other(costs, unit):
     assert len(boxes) >= 2
     boxes.sort(key=lambda box: box.x0)
     assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+
+
+def protocol_row(label, **params):
+    known = {"encoders.video.name": "orvit", "head": "linear", "train.epochs": "100",
+             "train.optimiser": "sgd", "data.options.frames": "16", "data.options.size": "224",
+             "data.options.test_clips": "1", "data.options.test_crops": "3"}  # fmt: skip
+    run = Tracked("id", "mlflow", {}, known | params, {})
+    return Row(label, label, None, (SeedResult(0, ("id",), "done", (run,), {}),), 10)
+
+
+def test_the_protocol_is_told_once_where_rows_share_it_and_by_row_where_they_do_not():
+    rows = [protocol_row("A"), protocol_row("B"), protocol_row("C", **{"train.epochs": "50"})]
+    (line,) = protocol(["verb_top1", "action_top1_3806"], rows)
+    assert "Action rule: verb and noun of the best pair among those that exist." in line
+    assert "Clip: 16 frames of 224 x 224. Views at test: 1 clips x 3 crops." in line
+    assert "Training: 50 epochs, sgd (C); 100 epochs, sgd (the others)." in line
+    assert action_rule(["label_top1"]) == ""
+    assert action_rule(["action_joint_top1"]) == "a head over the actions that exist"
+    assert action_rule(["action_top1"]).startswith("verb and noun both right")
