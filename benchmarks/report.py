@@ -43,8 +43,9 @@ registry.load_plugins()
 told = {"imports": time.time() - began}
 store, out = Store(Path(FOLDER) / "runs"), Path(FOLDER) / "out"
 for name, make in (
-    ("collect", lambda: (track.prepare(store), track.collect(store))),
-    ("tables", lambda: globals().update(made=gather(store, track.uri(store), Choice()))),
+    ("collect", lambda: (track.prepare(store), globals().update(found=track.collect(store)))),
+    ("tables", lambda: globals().update(
+        made=gather(store, track.uri(store), Choice(), found.known))),
     ("files and figures", lambda: write(made, out)),
     ("the same, with the page", lambda: write(made, out, True)),
 ):

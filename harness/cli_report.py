@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from harness.store import Store
+    from harness.track import Tracked
 
 reporting = typer.Typer()
 Sweeps = Annotated[list[str] | None, typer.Argument(help="Names of sweeps; all if none.")]
@@ -39,9 +40,9 @@ def report(
     if check is not None:
         _check(check)
         return
-    with _collected() as (store, uri):
+    with _collected() as (store, uri, known):
         folder = out or store.report_folder
-        print(write(gather(store, uri, wanted), folder, html))
+        print(write(gather(store, uri, wanted, known), folder, html))
     print(f"written to {folder}", file=sys.stderr)
 
 
@@ -50,8 +51,8 @@ def _check(file: Path) -> None:
     from reports.provenance import check, choice_of
 
     wanted = Choice(**choice_of(file))
-    with _collected() as (store, uri):
-        made = gather(store, uri, wanted)
+    with _collected() as (store, uri, known):
+        made = gather(store, uri, wanted, known)
         differ = check(made, file)
     for line in differ:
         print(line)
@@ -76,7 +77,7 @@ def compare(
     """
     from reports.compare import compare as told
 
-    with _collected() as (store, uri):
+    with _collected() as (store, uri, _):
         print(told(store, uri, (first, second), preset, metric))
 
 
@@ -89,8 +90,8 @@ def claims(sweeps: Sweeps = None, preset: Preset = None) -> None:
     from reports.build import Choice, gather
     from reports.render import markdown
 
-    with _collected() as (store, uri):
-        made = gather(store, uri, Choice(sweeps or [], preset))
+    with _collected() as (store, uri, known):
+        made = gather(store, uri, Choice(sweeps or [], preset), known)
     found = [section.table for section in made.sections if section.stem.endswith("-claims")]
     for table in found:
         print(markdown(table))
@@ -127,14 +128,14 @@ def power(
     from reports.power import Assumed, power_of
 
     planned = plan(file, preset, set_ or [])
-    with _collected() as (store, uri):
+    with _collected() as (store, uri, _):
         settings = planned.slurm.over(read_site().slurm)
         print(power_of(store, uri, planned, settings, Assumed(seed_std, flips, samples)))
 
 
 @contextlib.contextmanager
-def _collected() -> Iterator[tuple[Store, str]]:
-    """The store, and where MLflow is, brought up to date with it."""
+def _collected() -> Iterator[tuple[Store, str, Mapping[str, Tracked] | None]]:
+    """The store, where MLflow is, brought up to date with it, and what that holds, if known."""
     from harness import track
     from harness.site import read_site
     from harness.store import Store
@@ -142,6 +143,6 @@ def _collected() -> Iterator[tuple[Store, str]]:
     site = read_site()
     store = Store(site.runs)
     track.prepare(store, site.mlflow_uri)
-    track.collect(store, site.mlflow_uri)
+    found = track.collect(store, site.mlflow_uri)
     with track.answering(store, site.mlflow_uri):
-        yield store, track.uri(store, site.mlflow_uri)
+        yield store, track.uri(store, site.mlflow_uri), found.known

@@ -12,8 +12,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 
@@ -51,6 +51,8 @@ class Collected:
     """runs of which MLflow did not know everything"""
     running: int
     """runs that a process is at"""
+    known: Mapping[str, Tracked] | None = field(default=None, repr=False)
+    """what MLflow holds, as `tracked`; None if something was sent meanwhile"""
 
     def __str__(self) -> str:
         return (
@@ -195,7 +197,8 @@ def collect(store: Store, override: str | None = None) -> Collected:
             if seen is None or (len(had) == 1 and up_to_date(had[0], seen)):
                 continue
             sent += send(client, experiment, folder, sweeps.get(run_id, []), stale)
-    return Collected(address, total, sent, running)
+    held = None if sent else {run_id: runs[0] for run_id, runs in known.items()}
+    return Collected(address, total, sent, running, held)
 
 
 def collect_run(store: Store, run_id: str, address: str) -> None:

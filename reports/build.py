@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from harness.config import ConfigError
 from harness.registry import unknown
 from harness.store import Store
-from harness.track import tracked
+from harness.track import Tracked, tracked
 from reports.gate import gated_rows
 from reports.provenance import write_record
 from reports.render import comma_separated, latex, markdown
@@ -44,14 +44,19 @@ class Report:
     """of each section, the sweep that it is of"""
 
 
-def gather(store: Store, uri: str, choice: Choice) -> Report:
-    """The tables of a choice. Raises ConfigError for names that nothing stored has."""
+def gather(
+    store: Store, uri: str, choice: Choice, known: Mapping[str, Tracked] | None = None
+) -> Report:
+    """The tables of a choice; `known` is what MLflow holds, if it was asked already.
+
+    Raises ConfigError for names that nothing stored has.
+    """
     stored = store.sweeps()
     records = _chosen(stored, choice, store)
     by_record = {id(record): views(record, stored) for record in records}
-    known = sorted({name for names in by_record.values() for name in names})
-    wanted = _wanted_tables(known, choice.tables)
-    runs = tracked(uri)
+    tables = sorted({name for names in by_record.values() for name in names})
+    wanted = _wanted_tables(tables, choice.tables)
+    runs = tracked(uri) if known is None else known
     gated = gated_rows(store, runs, stored)
     sources = [Source(store, runs, record, gated) for record in records]
     made = [

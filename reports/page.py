@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -72,8 +73,21 @@ def _page(report: Report, drawings: Mapping[str, Mapping[str, Figure]]) -> str:
         counted=_verdicts(parts),
         css=Markup((read / "page.css").read_text()),
         script=Markup((read / "page.js").read_text()),
-        data=Markup(json.dumps(found, separators=(",", ":")).replace("<", "\\u003c")),
+        data=Markup(_json(found).replace("<", "\\u003c")),
     )
+
+
+def _json(value: Any) -> str:
+    """As browsers read it: they know no NaN and no infinity."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        if isinstance(value, Mapping):
+            return {key: plain(inner) for key, inner in value.items()}
+        return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+    return json.dumps(plain(value), separators=(",", ":"), allow_nan=False)
 
 
 def sort_key(cell: Cell) -> str:

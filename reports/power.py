@@ -20,17 +20,21 @@ from harness.store import Store
 from harness.track import tracked
 from reports.differences import Difference, Parts
 from reports.hits import difference
-from reports.numbers import MINUS, NONE, heading
+from reports.numbers import MINUS, NONE, heading, points
 from reports.render import markdown
 from reports.rows import collect
 from reports.statistics import MIN_SEEDS
 from reports.table import Cell, Table
-from reports.verdicts import LEVEL, MOST_SEEDS
+from reports.verdicts import LEVEL, MOST_SEEDS, settled
 
 HEADER = (
     "Claim", "Contrast", "Metric", "Margin, points", "Variance", "Seeds planned",
     "Finds, points", "Seeds to find the margin", "Seeds to show it equal",
+    "Seeds if it is what it seems",
 )  # fmt: skip
+
+
+ASSUMED = "assumed"
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def power_of(
         how = ""
         if pilot is None or pilot.parts is None:
             samples = assumed.samples or _samples(planned, claim)
-            pilot, how = assumed.difference(samples, max(2, seeds)), "assumed"
+            pilot, how = assumed.difference(samples, max(2, seeds)), ASSUMED
         else:
             how = f"of {pilot.seeds} seeds, {pilot.clusters} groups or samples"
         line, needed = _line(claim, (row.label, than.label), pilot, seeds, how, planned.claims)
@@ -90,11 +94,15 @@ def _line(
     finds = NONE if planned is None else f"{100 * planned.reach(LEVEL / 2 / count):.2f}"
     to_find = _least(pilot, lambda then: margin >= then.reach(LEVEL / 2 / count))
     to_equal = _least(pilot, lambda then: margin >= then.reach(LEVEL / count))
+    seems = None
+    if how != ASSUMED:
+        seems = _least(pilot, lambda then: settled(then, abs(then.mean), margin, count))
     texts = [
         *(claim.says, f"{labels[0]} {MINUS} {labels[1]}", heading(str(claim.metric))),
         *(f"{claim.margin:g}", how, str(seeds), finds, _seeds(to_find), _seeds(to_equal)),
+        NONE if how == ASSUMED else f"{_seeds(seems)} ({points(100 * pilot.mean)})",
     ]
-    return tuple(map(Cell, texts)), to_find
+    return tuple(map(Cell, texts)), to_find if how == ASSUMED else seems
 
 
 def _least(pilot: Difference, enough: Callable[[Difference], bool]) -> int | None:
@@ -124,7 +132,7 @@ def _reading(assumed: Assumed, lines: list[tuple[Cell, ...]]) -> Iterator[str]:
         f"(p < {LEVEL} over all claims; at least {MIN_SEEDS} seeds). To find the margin: seeds for "
         "a true difference of the margin; to show it equal: if there is none."
     )
-    if any(line[4].text == "assumed" for line in lines):
+    if any(line[4].text == ASSUMED for line in lines):
         yield (
             f"Assumed: rows vary by {assumed.seed_std:g} points over seeds (--seed-std), and "
             f"{assumed.flips:g} % of samples are right in one row alone (--flips), each a draw of "
@@ -149,9 +157,9 @@ def _hours(store: Store, planned: Sweep, settings: SlurmSettings, most: int) -> 
     further = sum(max(0, most - count) * by_row[row] for row, count in seeds.items())
     if most:
         yield (
-            f"{most} seeds of every row, for the claim that needs most to find its margin: "
-            f"{total + further:.3g} {unit}. A further seed of all {len(by_row)} rows: "
-            f"{one:.3g} {unit}."
+            f"{most} seeds of every row, for the claim that needs most (to find its margin, or "
+            f"what it seems): {total + further:.3g} {unit}. "
+            f"A further seed of all {len(by_row)} rows: {one:.3g} {unit}."
         )
     if estimated:
         yield f"{how_estimated(settings).capitalize()}."

@@ -121,7 +121,8 @@
   }
 
   function scores(run) {
-    const lines = Object.entries(run.scores).map(([name, value]) => [name, (100 * value).toFixed(2)]);
+    const lines = Object.entries(run.scores)
+      .map(([name, value]) => [name, value === null ? "–" : (100 * value).toFixed(2)]);
     return lines.length ? fold("Scores on the test split, %", grid(["Metric", "%"], lines)) : null;
   }
 
@@ -144,7 +145,9 @@
     return node;
   }
 
-  function plot(name, points, unit = 100) {
+  function plot(name, all, unit = 100) {
+    const points = all.filter(([, value]) => value !== null);
+    if (!points.length) return make("p", {}, `${name}: no finite value`);
     const [width, height, left, low] = [380, 170, 46, 140];
     const xs = points.map(([x]) => x), ys = points.map(([, y]) => unit * y);
     const [x0, x1] = [Math.min(...xs), Math.max(...xs)];
