@@ -28,6 +28,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
+from harness import database
 from harness.store import RunFolder
 
 BATCH = 900
@@ -38,6 +39,8 @@ PAGE = 200
 LOOKS = 3
 """how often a sender looks at the folder before it leaves what is newer to the next"""
 
+Held = tuple[str, dict[str, float], dict[str, str], dict[str, str]]
+"""id in MLflow, last metrics, params, tags"""
 Stale = Callable[[str], Sequence[str]]
 """run id -> what a finished run was made with that is another now"""
 
@@ -78,22 +81,30 @@ def current(client: MlflowClient, experiment: str, only: str = "") -> dict[str, 
     MlflowException.
     """
     found: dict[str, list[Tracked]] = {}
+    for mlflow_id, metrics, params, tags in _all(client, experiment, only):
+        run_id = tags.get("harness.run_id")
+        if run_id and "harness.superseded" not in tags:
+            found.setdefault(run_id, []).append(Tracked(run_id, mlflow_id, metrics, params, tags))
+    return {run_id: sorted(runs, key=lambda run: run.mlflow_id) for run_id, runs in found.items()}
+
+
+def _all(client: MlflowClient, experiment: str, only: str) -> Iterator[Held]:
+    """Every run of MLflow, or those of one run id."""
+    if not only and database.is_database(client.tracking_uri):
+        for mlflow_id, (metrics, params, tags) in database.runs(
+            client.tracking_uri, experiment
+        ).items():
+            yield mlflow_id, metrics, params, tags
+        return
     where, token = f"tags.`harness.run_id` = '{only}'" if only else "", None
     while True:
         page = client.search_runs([experiment], where, ViewType.ACTIVE_ONLY, PAGE, page_token=token)
         for run in page:
-            tags, data = dict(run.data.tags), run.data
-            run_id = tags.get("harness.run_id")
-            if run_id and "harness.superseded" not in tags:
-                found.setdefault(run_id, []).append(
-                    Tracked(run_id, run.info.run_id, dict(data.metrics), dict(data.params), tags)
-                )
+            data = run.data
+            yield run.info.run_id, dict(data.metrics), dict(data.params), dict(data.tags)
         token = page.token
         if not token:
-            return {
-                run_id: sorted(runs, key=lambda run: run.mlflow_id)
-                for run_id, runs in found.items()
-            }
+            return
 
 
 def view(folder: RunFolder, sweeps: Sequence[str], stale: Stale | None) -> View | None:

@@ -294,7 +294,7 @@ def build(
 
 def _train_raws(dataset: Dataset, stream: str) -> list[Any]:
     items = dataset.split("train")
-    step = max(1, len(items) // MAX_FIT_SAMPLES)
+    step = -(-len(items) // MAX_FIT_SAMPLES)
     return [sample.streams[stream] for sample in fetch(items, range(0, len(items), step))]
 
 

@@ -19,18 +19,16 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.tracking._tracking_service.utils import _get_store
 from requests.exceptions import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
 from harness.config import ConfigError
+from harness.database import is_database, points
 from harness.live_sync import remote
 from harness.record import Tracked, current, flatten, key, send, up_to_date, view
 from harness.store import Store
 
 EXPERIMENT = "harness"
-BULK, MOST_POINTS = 200, 10_000_000
-"""runs, and values of a metric, that one query asks for"""
 
 for _noisy in ("alembic", "mlflow.store.db.utils"):
     logging.getLogger(_noisy).setLevel(logging.WARNING)
@@ -153,24 +151,21 @@ def tracked(tracking_uri: str) -> dict[str, Tracked]:
 
 def history(tracking_uri: str, run: Tracked, metric: str) -> list[tuple[int, float]]:
     """(step, value) of a metric, in order. Raises MlflowException."""
-    points = MlflowClient(tracking_uri).get_metric_history(run.mlflow_id, metric)
-    return sorted((point.step, point.value) for point in points)
+    logged = MlflowClient(tracking_uri).get_metric_history(run.mlflow_id, metric)
+    return sorted((point.step, point.value) for point in logged)
 
 
 def histories(
     tracking_uri: str, runs: Sequence[Tracked], metric: str
 ) -> dict[str, list[tuple[int, float]]]:
     """Run id -> `history`, of many runs: of a database in a few queries, of a server one by one."""
-    store = _get_store(tracking_uri)
-    if not hasattr(store, "get_metric_history_bulk"):
+    if not is_database(tracking_uri):
         return {run.run_id: history(tracking_uri, run, metric) for run in runs}
     ids = {run.mlflow_id: run.run_id for run in runs}
     found: dict[str, list[tuple[int, float]]] = {run.run_id: [] for run in runs}
-    for place in range(0, len(runs), BULK):
-        part = [run.mlflow_id for run in runs[place : place + BULK]]
-        for one in store.get_metric_history_bulk(part, metric, MOST_POINTS):
-            found[ids[one.run_id]].append((one.step, one.value))
-    return {run_id: sorted(points) for run_id, points in found.items()}
+    for mlflow_id, step, value in points(tracking_uri, list(ids), metric):
+        found[ids[mlflow_id]].append((step, value))
+    return {run_id: sorted(values) for run_id, values in found.items()}
 
 
 def collect(store: Store, override: str | None = None) -> Collected:

@@ -165,3 +165,29 @@ def test_the_uri_does_not_depend_on_where_one_stands(store):
 def test_metric_names_hold_only_what_mlflow_takes():
     assert track.key("verb_top1[two_handed]") == "verb_top1/two_handed"
     assert track.key("odd, name[x]") == "odd_ name/x"
+
+
+def test_a_database_is_read_as_mlflows_client_reads_it(tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+    from report_bench import written
+
+    from harness import database, record
+
+    made = written(tmp_path)
+    client = MlflowClient(made.uri)
+    experiment = client.get_experiment_by_name("harness").experiment_id
+    run = next(iter(track.tracked(made.uri).values()))
+    client.log_metric(run.mlflow_id, "loss", float("nan"), step=1)
+    client.log_metric(run.mlflow_id, "loss", 0.5, step=2)
+    gone = client.create_run(experiment, tags={"harness.run_id": "gone"})
+    client.delete_run(gone.info.run_id)
+    assert database.is_database(made.uri)
+    assert not database.is_database("http://127.0.0.1:5000")
+    held = record.current(client, experiment)
+    histories = track.histories(made.uri, [run], "select/verb_top1")
+    loss = track.histories(made.uri, [run], "loss")[run.run_id]
+    assert str(loss) == "[(1, nan), (2, 0.5)]"
+    monkeypatch.setattr(database, "DATABASE_ENGINES", ())
+    assert record.current(client, experiment) == held
+    assert track.histories(made.uri, [run], "select/verb_top1") == histories
+    assert len(histories[run.run_id]) == 3
