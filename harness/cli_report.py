@@ -38,6 +38,8 @@ def report(
 
     wanted = Choice(sweeps or [], preset, [name for name in tables.split(",") if name])
     if check is not None:
+        if wanted != Choice((sweeps or []), None, []) or sweeps or html or out:
+            raise typer.BadParameter("--check takes what the file is of: give nothing else")
         _check(check)
         return
     with _collected() as (store, uri, known):
@@ -92,7 +94,7 @@ def claims(sweeps: Sweeps = None, preset: Preset = None) -> None:
 
     with _collected() as (store, uri, known):
         made = gather(store, uri, Choice(sweeps or [], preset), known)
-    found = [section.table for section in made.sections if section.stem.endswith("-claims")]
+    found = [section.table for section in made.sections if section.kind == "claims"]
     for table in found:
         print(markdown(table))
     if not found:

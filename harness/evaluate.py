@@ -138,14 +138,6 @@ def metric_names(
     return named
 
 
-def hits_by_metric(predictions: Predictions) -> dict[str, Hits]:
-    """Metric name -> (samples,), whether that sample counts as right; the means are the scores.
-
-    Recalls are not such means and are left out.
-    """
-    return {one.name: one.hits for one in measures(predictions) if one.classes is None}
-
-
 def measures(predictions: Predictions) -> Iterator[Measure]:
     """Every metric, by its samples."""
     targets, logits, known = predictions.targets, predictions.logits, predictions.actions

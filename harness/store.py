@@ -77,13 +77,14 @@ class Store:
 
     def write_sweep(self, record: Mapping[str, Any]) -> Path:
         """Store which runs a sweep consists of; the same sweep again only becomes the latest."""
+        record = {key: value for key, value in record.items() if key != "time"}
         digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:8]
         file = (
             self.root / "sweeps" / f"{record['name']}-{record['preset'] or 'plain'}-{digest}.json"
         )
         file.parent.mkdir(parents=True, exist_ok=True)
         self._declare(record)
-        write_json(file, record)
+        write_json(file, {**record, "time": time.time()})
         return file
 
     def _declare(self, record: Mapping[str, Any]) -> None:
@@ -96,14 +97,12 @@ class Store:
             runs = {run["run_id"] for run in record["runs"] if run["row"] in rows}
             done = sum(self.run(run_id).state() == "done" for run_id in runs)
             said = {"sweep": record["name"], "preset": record["preset"], "claim": claim}
-            with open(self._claims_file, "a") as out:
-                out.write(json.dumps({**said, "time": time.time(), "done": done}) + "\n")
+            self.declared_elsewhere([{**said, "time": time.time(), "done": done}])
 
     def declared(self, record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Name of a claim -> `time` in Unix seconds and `done`, of when it was first made so."""
         found: dict[str, dict[str, Any]] = {}
-        lines = self._claims_file.read_text().splitlines() if self._claims_file.exists() else []
-        told = [json.loads(line) for line in lines if line.endswith("}")]
+        told = list(self._claims_told())
         for claim in record.get("claims", ()):
             for one in told:
                 here = (one["sweep"], one["preset"]) == (record["name"], record["preset"])
@@ -112,11 +111,17 @@ class Store:
         return found
 
     def declared_elsewhere(self, told: Iterable[Mapping[str, Any]]) -> None:
-        """Note claims that were first made where a sweep comes from."""
+        """Note claims with the time they were first made, here or where a sweep comes from."""
         for one in told:
             self._claims_file.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._claims_file, "a") as out:
-                out.write(json.dumps(one) + "\n")
+            with open(self._claims_file, "a") as out:  # the line before may have been cut short
+                out.write("\n" + json.dumps(one) + "\n")
+
+    def _claims_told(self) -> Iterator[dict[str, Any]]:
+        lines = self._claims_file.read_text().splitlines() if self._claims_file.exists() else []
+        for line in filter(None, lines):
+            with contextlib.suppress(ValueError):  # cut short: it is declared anew
+                yield json.loads(line)
 
     @property
     def _claims_file(self) -> Path:
@@ -131,7 +136,7 @@ class Store:
         name = f"{record['name']}-{record['preset'] or 'plain'}-search.json"
         file = self.root / "sweeps" / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, record)
+        write_json(file, {**record, "time": time.time()})
 
     def read_search(self, name: str, preset: str) -> dict[str, Any]:
         """What `write_search` wrote last; empty if it never did."""
@@ -147,8 +152,9 @@ class Store:
             if not isinstance(record, dict) or not {"name", "preset", "runs"} <= set(record):
                 raise ConfigError(f"{file}: damaged; delete it and run its sweep again")
             key = (record["name"], record["preset"])
-            if key not in latest or file.stat().st_mtime > latest[key][0]:
-                latest[key] = (file.stat().st_mtime, record)
+            when = record.pop("time", None) or file.stat().st_mtime  # older versions stored none
+            if key not in latest or when > latest[key][0]:
+                latest[key] = (when, record)
         return [record for _, (_, record) in sorted(latest.items())]
 
 

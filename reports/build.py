@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +65,19 @@ def gather(
         for section in source.sections(by_record[id(source.record)], wanted)
     ]
     shown = tuple(source for source in sources if any(source is owner for owner, _ in made))
-    sections, owners = tuple(s for _, s in made), tuple(owner for owner, _ in made)
+    sections, owners = _with_own_names([s for _, s in made]), tuple(owner for owner, _ in made)
     return Report(store, uri, choice, shown, sections, owners)
+
+
+def _with_own_names(sections: Sequence[Section]) -> tuple[Section, ...]:
+    """No two write the same files: a part of a table may be called `claims`."""
+    found: dict[str, Section] = {}
+    for section in sections:
+        stem, number = section.stem, 2
+        while stem in found:
+            stem, number = f"{section.stem}-{number}", number + 1
+        found[stem] = replace(section, stem=stem)
+    return tuple(found.values())
 
 
 def write(report: Report, out: Path, page: bool = False) -> str:

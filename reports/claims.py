@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.store import Store
 from reports.differences import Difference
-from reports.hits import difference
+from reports.hits import difference, runs_of_both
 from reports.numbers import MINUS, NONE, heading, interval_of, p_value, points
 from reports.rows import Row
 from reports.statistics import MIN_SEEDS
@@ -52,7 +52,7 @@ def judge(
 
 def _line(claim: Mapping[str, Any], rows: Mapping[str, Row], judged: Judged) -> tuple[Cell, ...]:
     row, than = rows.get(claim["row"]), rows.get(claim["than"])
-    ids = tuple(i for one in (row, than) if one for seed in one.done for i in seed.run_ids)
+    ids = runs_of_both(row, than) if row and than else ()
     labels = [one.label if one else claim[key] for one, key in ((row, "row"), (than, "than"))]
     told = judged.difference
     raw: dict[str, Any] = {"claim": claim["name"], "verdict": judged.verdict}
@@ -69,7 +69,7 @@ def _line(claim: Mapping[str, Any], rows: Mapping[str, Row], judged: Judged) -> 
         Cell(p_value(judged.p) if told else NONE, {"p_holm": judged.p}, why=missing),
         Cell(p_value(judged.p_equal) if told else NONE, {"p_equal_holm": judged.p_equal},
              why=missing),
-        Cell(judged.verdict, bold=judged.verdict != "undecided", runs=ids),
+        Cell(judged.verdict, bold=judged.verdict != "undecided"),
         Cell(missing, {"missing": missing}),
     )  # fmt: skip
 
@@ -89,7 +89,7 @@ def _missing(judged: Judged, row: Row | None, than: Row | None) -> str:
     if told.seeds < MIN_SEEDS:
         return f"at least {MIN_SEEDS} seeds, here {told.seeds}"
     if not told.enough:
-        return "seeds that differ: all gave the same scores"
+        return "a difference that varies: it is the same with every seed"
     needed = judged.needed
     if needed is None:
         return (
@@ -98,7 +98,9 @@ def _missing(judged: Judged, row: Row | None, than: Row | None) -> str:
             f"{points(100 * told.mean)}"
         )
     more = needed - told.seeds
-    return f"{more} more seed{'s' if more > 1 else ''} ({needed} in all), if it is what it seems"
+    each = ", each tested on samples of its own" if told.folds else ""
+    plural = "s" if more > 1 else ""
+    return f"{more} more seed{plural} ({needed} in all{each}), if it is what it seems"
 
 
 def _declared(record: Mapping[str, Any], store: Store) -> Iterator[str]:

@@ -162,7 +162,7 @@ def _flips(store: Store, first: Row, second: Row, metric: str) -> Iterator[str]:
     mine = next(seed for seed in first.done if seed.seed in by_seed)
     ids, _, left = scored(store, mine)
     right = scored(store, by_seed[mine.seed])[2]
-    change = left[metric] - right[metric]
+    change = np.sign(left[metric] - right[metric])  # a sample is won or lost, whatever it weighs
     yield (
         f"Seed {mine.seed}, {heading(metric)}: {int((change > 0).sum())} samples right in the "
         f"first alone, {int((change < 0).sum())} in the second alone."

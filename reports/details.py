@@ -51,10 +51,11 @@ def details(report: Report) -> dict[str, Any]:
 def _run(store: Store, run: Tracked, row: Row, seed: int, diffs: dict[str, str]) -> dict[str, Any]:
     folder = store.run(run.run_id)
     env, result = folder.env(), folder.result() or {}
-    diff = (env.get("diff") or "")[:MOST_DIFF]
+    diff = env.get("diff") or ""
     digest = hashlib.sha256(diff.encode()).hexdigest()[:12] if diff else ""
     if digest:
-        diffs[digest] = diff
+        cut = f"\n... cut here: {len(diff)} characters in all" if len(diff) > MOST_DIFF else ""
+        diffs[digest] = diff[:MOST_DIFF] + cut
     cost = result.get("cost", {})
     return {
         "row": row.label,

@@ -45,7 +45,8 @@ class Parts(NamedTuple):
             + self.clusters**2 / (clusters - 1)
             + self.both**2 / ((seeds - 1) * (clusters - 1))
         )
-        return variance, max(seeds - 1.0, variance**2 / squares) if squares > 0 else seeds - 1.0
+        least = min(seeds, clusters) - 1.0
+        return variance, max(least, variance**2 / squares) if squares > 0 else least
 
     def scaled(self, by: float) -> Parts:
         """As if there were 1 / `by` times as many seeds."""
@@ -69,6 +70,8 @@ class Difference:
     """standard deviation of the difference over seeds, 0 for one seed"""
     parts: Parts | None = None
     """what its variance consists of; None for one seed"""
+    folds: bool = False
+    """whether each seed was tested on samples of its own"""
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -98,10 +101,10 @@ class Difference:
         """The smallest true difference that would be found four times in five."""
         return self.reach(ALPHA / 2)
 
-    def reach(self, alpha: float) -> float:
+    def reach(self, alpha: float, power: float = POWER) -> float:
         """How far a truth must be from what a one-sided test at `alpha` refutes, to be told from it
         four times in five."""
-        return (self._quantile(1 - alpha) + self._quantile(POWER)) * self.error
+        return (self._quantile(1 - alpha) + self._quantile(power)) * self.error
 
     def with_seeds(self, seeds: int) -> Difference | None:
         """What `seeds` seeds would leave of its error, if it is what it seems; None if unknown."""
@@ -175,7 +178,8 @@ def nested(parts: Sequence[tuple[Floats, npt.NDArray[np.str_]]]) -> Difference |
         return None
     alone = Parts(found.error**2, 0.0, 0.0)
     other = Difference(one.mean, found.error, found.freedom, seeds, found.clusters, spread, alone)
-    return max(one, other, key=lambda each: each.interval[1] - each.interval[0])
+    least = max(one, other, key=lambda each: each.interval[1] - each.interval[0])
+    return replace(least, clusters=found.clusters, folds=True)
 
 
 def marks(

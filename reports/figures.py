@@ -19,14 +19,13 @@ from reports.costs import row_cost
 from reports.gains import gain_bars
 from reports.leakage import leakage_bars
 from reports.lengths import length_curves
+from reports.looks import looks as looks_of
 from reports.numbers import heading
 from reports.results import subset_metrics
 from reports.rows import Row, SeedResult
 from reports.spectra import spectra
 
 STYLE = Path(__file__).parent / "style.mplstyle"
-DASHES = ("-", "--", ":")
-MARKERS = "osD^vPXh"
 MAX_PANELS = 2
 Histories = Mapping[str, Sequence[tuple[int, float]]]
 """run id -> (epoch, value)"""
@@ -75,23 +74,10 @@ def style() -> Any:
     return matplotlib.rc_context(fname=STYLE)
 
 
-def _looks(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """Row -> its colour, dashes and marker, the same in every figure."""
-    colours = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
-    return {
-        row.name: {
-            "color": colours[place % len(colours)],
-            "linestyle": DASHES[place // len(colours) % len(DASHES)],
-            "marker": MARKERS[place % len(MARKERS)],
-        }
-        for place, row in enumerate(rows)
-    }
-
-
 def learning_curves(report: ReportSpec, rows: Sequence[Row], tracking_uri: str) -> Figure | None:
     """Score on the select split by epoch: mean over seeds, and their standard deviation as band."""
     metrics = subset_metrics(report)[:MAX_PANELS]
-    looks = _looks(rows)
+    looks = looks_of(rows)
     figure = Figure(figsize=(3.6 * len(metrics) + 2.4, 3.6))
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
     lines: dict[str, Any] = {}
@@ -166,10 +152,11 @@ def _draw_ceilings(panel: Axes, ceilings: Mapping[str, float]) -> None:
 def accuracy_cost(report: ReportSpec, rows: Sequence[Row]) -> Figure | None:
     """A point per row against GFLOPs and against parameters, and the front of those that nothing
     cheaper reaches; reference rows, whose GFLOPs are not counted, are lines."""
-    metric, looks = report.metrics[0], _looks(rows)
+    metric, looks = report.metrics[0], looks_of(rows)
     shown = [(row, found) for row in rows if (found := row.summary(metric)) is not None]
-    names = [n for n in COSTS if any(row_cost(r, n) is not None for r, _ in shown)]
-    if not names or all(row.is_reference for row, _ in shown):
+    models = [row for row, _ in shown if not row.is_reference]
+    names = [n for n in COSTS if any(row_cost(row, n) is not None for row in models)]
+    if not names:
         return None
     figure = Figure(figsize=(3.4 * len(names) + 2.8, 3.6))
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]

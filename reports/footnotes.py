@@ -170,6 +170,8 @@ def _reading(report: ReportSpec, rows: Sequence[Row]) -> Iterator[str]:
         f"go (at least 3 seeds, p < 0.05 each). Underlined: leads, or is not set apart from the "
         f"row that leads; that does not make them equal (docs/statistics.md)."
     )
+    if len({tuple(seed.seed for seed in row.done) for row in rows}) > 1:
+        yield "Rows have other seeds: differences and marks are over the seeds that both rows have."
     best = {row.params.get("train.choose_by") for row in rows if _chose(row)}
     for metric in sorted(best, key=str):
         what = "mean top-1" if metric in (None, "None") else metric

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,7 +12,7 @@ from harness.store import Store
 from reports.footnotes import best_on_select
 from reports.hits import difference_by_sample
 from reports.numbers import MINUS, heading, target_of
-from reports.rows import Row, predictions
+from reports.rows import Row
 
 MAX_BARS = 24
 MAX_PANELS = 2
@@ -21,25 +20,15 @@ MAX_PANELS = 2
 
 def class_gains(store: Store, first: Row, second: Row, metric: str) -> list[tuple[int, float, int]]:
     """(class, points won by the first, samples), the most won first; empty where the rows were not
-    tested on the same samples, or the metric has no classes of its own."""
-    told = difference_by_sample(store, first, second, metric)
-    if told is None:
+    tested on the same samples, and for recalls and actions, which have no such classes."""
+    told = None if "_recall" in metric else difference_by_sample(store, first, second, metric)
+    if told is None or target_of(metric) not in told.truths:
         return []
-    truth = truths(store, first, target_of(metric))
-    if truth is None or len(truth) != len(told):
-        return []
+    truth = told.truths[target_of(metric)]
     count = np.bincount(truth)
-    won = np.bincount(truth, weights=told)
+    won = np.bincount(truth, weights=told.values)
     found = [(c, 100 * float(won[c] / count[c]), int(count[c])) for c in np.flatnonzero(count)]
     return sorted(((int(c), gain, n) for c, gain, n in found), key=lambda one: (-one[1], one[0]))
-
-
-def truths(store: Store, row: Row, target: str) -> Any:
-    """(samples,) true classes in the order of the sample ids; None where there are none."""
-    said = predictions(store, row.done[0].run_ids)
-    if target not in said.targets:
-        return None
-    return said.targets[target][np.argsort(said.ids, kind="stable")]
 
 
 def class_names(store: Store, row: Row) -> Mapping[str, Sequence[str]]:
@@ -55,7 +44,7 @@ def gain_bars(report: ReportSpec, store: Store, rows: Sequence[Row]) -> Figure |
     fused = best_on_select([row for row in models if len(row.streams) > 1], chief)
     if single is None or fused is None:
         return None
-    gains = {m: class_gains(store, fused, single, m) for m in report.metrics if "_recall" not in m}
+    gains = {m: class_gains(store, fused, single, m) for m in report.metrics}
     shown = {metric: found for metric, found in gains.items() if found}
     if not shown:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -15,43 +15,8 @@ from harness.store import Store
 from reports.differences import Difference, crossed, nested
 from reports.rows import Row, SeedResult, predictions
 
-
-def difference(store: Store, first: Row, second: Row, metric: str) -> Difference | None:
-    """First minus second over the seeds that both have; None where they were not tested on the same
-    samples, or have no such metric by sample."""
-    left, right = (_hits(store, row, metric) for row in (first, second))
-    seeds = sorted(set(left) & set(right))
-    pairs = [(left[seed], right[seed]) for seed in seeds]
-    if not pairs or any(not np.array_equal(a.ids, b.ids) for a, b in pairs):
-        return None
-    values = [a.values - b.values for a, b in pairs]
-    ids, groups = pairs[0][0].ids, pairs[0][0].groups
-    if all(np.array_equal(a.ids, ids) for a, _ in pairs):
-        return crossed(np.stack(values), groups)
-    told = [(one, a.groups) for one, (a, _) in zip(values, pairs, strict=True)]
-    return nested(told)  # each seed is tested on samples of its own
-
-
-def difference_by_sample(store: Store, first: Row, second: Row, metric: str) -> Any:
-    """(samples,) first minus second, means over the seeds that both have, in the order of the ids;
-    None where they were not tested on the same samples."""
-    left, right = (_hits(store, row, metric) for row in (first, second))
-    pairs = [(left[seed], right[seed]) for seed in sorted(set(left) & set(right))]
-    every = [hits for pair in pairs for hits in pair]
-    if not pairs or any(not np.array_equal(hits.ids, every[0].ids) for hits in every):
-        return None
-    return np.mean([a.values - b.values for a, b in pairs], axis=0)
-
-
-def sample_differences(store: Store, first: Row, second: Row, metric: str) -> Any:
-    """(samples,) differences, means over seeds, and the groups of the samples; None where the rows
-    were not tested on the same samples, or have no such metric."""
-    left, right = (list(_hits(store, row, metric).values()) for row in (first, second))
-    every = [*left, *right]
-    if not (left and right) or any(not np.array_equal(h.ids, left[0].ids) for h in every):
-        return None
-    means = [np.mean([hits.values for hits in side], axis=0) for side in (left, right)]
-    return means[0] - means[1], left[0].groups
+ALIKE = 0.9
+"""share of the samples that two must have in common to be compared: some could not be read"""
 
 
 @dataclass(frozen=True)
@@ -63,16 +28,98 @@ class Hits:
     values: Any
     """1.0 where it is right; of a class-mean recall more for a rare class, so that the mean is the
     recall"""
+    truths: Mapping[str, Any]
+    """target -> true classes"""
+
+    def at(self, places: Any) -> Hits:
+        truths = {name: of[places] for name, of in self.truths.items()}
+        return Hits(self.ids[places], self.groups[places], self.values[places], truths)
+
+
+def difference(store: Store, first: Row, second: Row, metric: str) -> Difference | None:
+    """First minus second over the seeds that both have; None where they were not tested on the same
+    samples, or have no such metric by sample."""
+    pairs = _pairs(store, first, second, metric)
+    if not pairs:
+        return None
+    same = _common([hits for pair in pairs for hits in pair])
+    if same is not None:
+        values = np.stack([a.values - b.values for a, b in zip(same[::2], same[1::2], strict=True)])
+        return crossed(values, same[0].groups)
+    parts = []
+    for pair in pairs:  # each seed is tested on samples of its own
+        a, b = pair
+        alone = (a.groups == "").all()  # a sample that seeds share is no other one then
+        parts.append((a.values - b.values, a.ids if alone else a.groups))
+    return nested(parts)
+
+
+def difference_by_sample(store: Store, first: Row, second: Row, metric: str) -> Any:
+    """Of every sample first minus second, means over the seeds that both have, as `Hits`; None
+    where seeds or rows were not tested on the same samples."""
+    pairs = _pairs(store, first, second, metric)
+    same = _common([hits for pair in pairs for hits in pair]) if pairs else None
+    if same is None:
+        return None
+    values = [a.values - b.values for a, b in zip(same[::2], same[1::2], strict=True)]
+    return Hits(same[0].ids, same[0].groups, np.mean(values, axis=0), same[0].truths)
+
+
+def shared_seeds(first: Row, second: Row) -> set[int]:
+    """What differences of two rows are over."""
+    return {seed.seed for seed in first.done} & {seed.seed for seed in second.done}
+
+
+def runs_of_both(first: Row, second: Row) -> tuple[str, ...]:
+    """Of the seeds that both have: those that a difference is of."""
+    seeds = shared_seeds(first, second)
+    return tuple(
+        run_id
+        for row in (first, second)
+        for seed in row.done
+        if seed.seed in seeds
+        for run_id in seed.run_ids
+    )
+
+
+def _pairs(store: Store, first: Row, second: Row, metric: str) -> list[tuple[Hits, ...]]:
+    """The hits of both on the samples that both were tested on, by seed; empty if some are not
+    alike."""
+    left, right = (_hits(store, row, metric) for row in (first, second))
+    found = []
+    for seed in sorted(set(left) & set(right)):
+        pair = _common([left[seed], right[seed]])
+        if pair is None:
+            return []
+        found.append(tuple(pair))
+    return found
+
+
+def _common(every: Sequence[Hits]) -> list[Hits] | None:
+    """All of them on the samples that they share; None if these are too few, or not the same."""
+    ids = every[0].ids
+    if any(not np.array_equal(hits.ids, ids) for hits in every):
+        for hits in every[1:]:
+            ids = np.intersect1d(ids, hits.ids, assume_unique=True)
+        if len(ids) < ALIKE * max(len(hits.ids) for hits in every):
+            return None
+        every = [hits.at(np.searchsorted(hits.ids, ids)) for hits in every]
+    first = every[0].truths
+    for hits in every[1:]:
+        both = first.keys() & hits.truths.keys()
+        if not both or any(not np.array_equal(first[name], hits.truths[name]) for name in both):
+            return None  # the ids are equal by chance: other data
+    return list(every)
 
 
 def _hits(store: Store, row: Row, metric: str) -> dict[int, Hits]:
     """Seed -> hits; empty if one has not the metric."""
     found = {}
     for seed in row.done:
-        ids, groups, by_metric = scored(store, seed, [metric])
-        if metric not in by_metric:
+        known = _known(store, seed, [metric])
+        if metric not in known.scored:
             return {}
-        found[seed.seed] = Hits(ids, groups, by_metric[metric])
+        found[seed.seed] = Hits(known.ids, known.groups, known.values(metric), known.truths)
     return found
 
 
@@ -88,7 +135,8 @@ def scored(
     store: Store, seed: SeedResult, wanted: Sequence[str] | None = None
 ) -> tuple[Any, Any, dict[str, Any]]:
     """Ids, groups, and for each metric (of those that are `wanted`; None: all) what a sample counts
-    (`Hits.values`), in the order of the ids. For a recall the classes are taken as given."""
+    (`Hits.values`), in the order of the ids; without metrics where there are no predictions. For a
+    recall the classes are taken as given."""
     known = _known(store, seed, wanted)
     names = known.scored if wanted is None else [name for name in wanted if name in known.scored]
     return known.ids, known.groups, {name: known.values(name) for name in names}
@@ -100,6 +148,7 @@ class _Known:
 
     ids: Any = None
     groups: Any = None
+    truths: Mapping[str, Any] = field(default_factory=dict)
     scored: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     """metric -> (hits, classes that they are averaged within or None)"""
     whole: bool = False
@@ -108,6 +157,7 @@ class _Known:
     def read(self, said: Predictions, wanted: Sequence[str] | None) -> None:
         order = np.argsort(said.ids, kind="stable")
         self.ids, self.groups = _shared(said.ids[order]), _shared(said.groups[order])
+        self.truths = {name: _shared(of[order]) for name, of in said.targets.items()}
         left = None if wanted is None else set(wanted)
         for one in measures(said):
             classes = None if one.classes is None else _shared(one.classes[order])
@@ -126,6 +176,8 @@ class _Known:
 
 def _known(store: Store, seed: SeedResult, wanted: Sequence[str] | None) -> _Known:
     files = [store.run(run_id).predictions_file for run_id in seed.run_ids]
+    if not all(file.is_file() for file in files):
+        return _Known()
     known = _of_files(seed.run_ids, tuple((str(f), f.stat().st_mtime_ns) for f in files))
     if not known.whole and (wanted is None or not set(wanted) <= set(known.scored)):
         known.read(predictions(store, seed.run_ids), wanted)

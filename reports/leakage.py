@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from harness.clusters import clustered_mean
 from harness.reportspec import ReportSpec
 from harness.store import Store
-from reports.hits import sample_differences
+from reports.hits import difference_by_sample
 from reports.numbers import MINUS, NONE, heading, points, share
 from reports.rows import Row
 from reports.statistics import t_interval
@@ -40,7 +40,7 @@ def by_model(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
     for row in rows:
         if row.done:
             source = row.params.get(SOURCE, "text")
-            label = row.label
+            label = row.head
             if source in found.get(label, {}):  # another model of that name
                 label = f"{label} ({row.name})"
             found.setdefault(label, {})[source] = row
@@ -51,11 +51,11 @@ def gain(store: Store, row: Row | None, base: Row | None, metric: str) -> Gain |
     """What a row has over another; None where one is not done, or has not the metric."""
     if row is None or base is None:
         return None
-    found = sample_differences(store, row, base, metric)
+    found = difference_by_sample(store, row, base, metric)
     if found is None:
         more, less = row.summary(metric), base.summary(metric)
         return None if more is None or less is None else (100 * (more.mean - less.mean), None)
-    mean, reach = clustered_mean(found[0], found[1].tolist())
+    mean, reach = clustered_mean(found.values, found.groups.tolist())
     both = math.hypot(reach, _over_seeds(row.values(metric), base.values(metric)))
     interval = None if math.isnan(both) else (100 * (mean - both), 100 * (mean + both))
     return 100 * mean, interval

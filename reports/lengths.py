@@ -9,6 +9,7 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from harness.reportspec import ReportSpec
 from harness.store import Store
+from reports.looks import look
 from reports.numbers import heading
 from reports.rows import Row
 
@@ -32,7 +33,7 @@ def by_length(report: ReportSpec, store: Store, rows: Sequence[Row]) -> dict[str
             continue
         spread = None if score.std is None else 100 * score.std
         point = (tokens, 100 * score.mean, spread, row.final("epoch_seconds"))
-        found.setdefault(row.label, []).append(point)
+        found.setdefault(row.head, []).append(point)
     kept = {label: sorted(points) for label, points in found.items()}
     return {k: v for k, v in kept.items() if len({point[0] for point in v}) > 1}
 
@@ -46,14 +47,14 @@ def length_curves(report: ReportSpec, store: Store, rows: Sequence[Row]) -> Figu
     left, right = figure.subplots(1, 2)
     handles = []
     for place, points in enumerate(found.values()):
-        look = {"color": f"C{place % 7}", "marker": "osD^vPX"[place % 7]}
+        drawn = look(place)
         tokens = [point[0] for point in points]
         spread = [point[2] or 0.0 for point in points]
         handles.append(
-            left.errorbar(tokens, [p[1] for p in points], yerr=spread, capsize=3, **look)
+            left.errorbar(tokens, [p[1] for p in points], yerr=spread, capsize=3, **drawn)
         )
         timed = [(p[0], p[3]) for p in points if p[3] is not None]
-        right.plot([t for t, _ in timed], [s for _, s in timed], **look)
+        right.plot([t for t, _ in timed], [s for _, s in timed], **drawn)
     counts = sorted({point[0] for points in found.values() for point in points})
     for panel in (left, right):
         panel.set(xscale="log", xlabel="tokens of a sample, all streams")

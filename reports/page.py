@@ -56,10 +56,11 @@ def _page(report: Report, drawings: Mapping[str, Mapping[str, Figure]]) -> str:
     parts = [
         {
             "stem": section.stem,
+            "id": slug(section.stem),
             "table": section.table,
             "key": source.stem,
             "figures": list(_figures(section.stem, drawings.get(section.stem, {}))),
-            "claims": section.stem.endswith("-claims"),
+            "claims": section.kind == "claims",
         }
         for section, source in zip(report.sections, report.owners, strict=True)
     ]
@@ -92,8 +93,10 @@ def _json(value: Any) -> str:
 
 def sort_key(cell: Cell) -> str:
     """What a column is sorted by: the first number behind a cell, else its text."""
+    if cell.text == NONE:
+        return ""
     numbers = [v for v in cell.raw.values() if isinstance(v, int | float)]
-    return f"{numbers[0]:.12g}" if numbers else "" if cell.text == NONE else cell.text
+    return f"{numbers[0]:.12g}" if numbers else cell.text
 
 
 def _verdicts(parts: list[dict[str, Any]]) -> dict[str, int]:
@@ -113,6 +116,11 @@ def _figures(stem: str, drawn: Mapping[str, Figure]) -> Iterator[dict[str, Any]]
         }
 
 
+def slug(text: str) -> str:
+    """As a name in the page."""
+    return re.sub(r"[^\w-]", "-", text)
+
+
 def svg(figure: Figure, prefix: str) -> str:
     """A figure to stand in a page: names of its own, the page's colour of text, no background."""
     import matplotlib
@@ -124,7 +132,7 @@ def svg(figure: Figure, prefix: str) -> str:
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
-    safe = re.sub(r"[^\w-]", "-", prefix)
+    safe = f"figure-{slug(prefix)}"
     text = re.sub(r'\bid="', f'id="{safe}-', text)
     text = re.sub(r'href="#', f'href="#{safe}-', text).replace("url(#", f"url(#{safe}-")
     return text.replace("#000000", "currentColor")

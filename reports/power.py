@@ -25,7 +25,7 @@ from reports.render import markdown
 from reports.rows import collect
 from reports.statistics import MIN_SEEDS
 from reports.table import Cell, Table
-from reports.verdicts import LEVEL, MOST_SEEDS, settled
+from reports.verdicts import LEVEL, MOST_SEEDS, below, settled
 
 HEADER = (
     "Claim", "Contrast", "Metric", "Margin, points", "Variance", "Seeds planned",
@@ -76,7 +76,8 @@ def power_of(
             samples = assumed.samples or _samples(planned, claim)
             pilot, how = assumed.difference(samples, max(2, seeds)), ASSUMED
         else:
-            how = f"of {pilot.seeds} seeds, {pilot.clusters} groups or samples"
+            each = ", each on its own" if pilot.folds else ""
+            how = f"of {pilot.seeds} seeds, {pilot.clusters} groups or samples{each}"
         line, needed = _line(claim, (row.label, than.label), pilot, seeds, how, planned.claims)
         lines.append(line)
         most = max(most, needed or 0)
@@ -93,7 +94,7 @@ def _line(
     planned = pilot.with_seeds(seeds) if seeds >= MIN_SEEDS else None
     finds = NONE if planned is None else f"{100 * planned.reach(LEVEL / 2 / count):.2f}"
     to_find = _least(pilot, lambda then: margin >= then.reach(LEVEL / 2 / count))
-    to_equal = _least(pilot, lambda then: margin >= then.reach(LEVEL / count))
+    to_equal = _least(pilot, lambda then: margin >= below(then, count))
     seems = None
     if how != ASSUMED:
         seems = _least(pilot, lambda then: settled(then, abs(then.mean), margin, count))
@@ -118,10 +119,12 @@ def _seeds(count: int | None) -> str:
 
 
 def _samples(planned: Sweep, claim: Claim) -> int:
-    run = next(run for run in planned.runs if run.row == claim.row and run.in_table)
-    dataset = dataset_of(run.spec, planned.paths)
+    """Test samples of a seed, of all its runs together."""
+    runs = [run for run in planned.runs if run.row == claim.row and run.in_table]
+    first = [run for run in runs if run.spec.seed == runs[0].spec.seed]
     try:
-        return len(dataset.split("test")) // dataset.views
+        datasets = [dataset_of(run.spec, planned.paths) for run in first]
+        return sum(len(dataset.split("test")) // dataset.views for dataset in datasets)
     except ValueError as error:
         raise ConfigError(f"{error}; or say how many with --samples") from None
 
@@ -143,23 +146,24 @@ def _reading(assumed: Assumed, lines: list[tuple[Cell, ...]]) -> Iterator[str]:
 
 def _hours(store: Store, planned: Sweep, settings: SlurmSettings, most: int) -> Iterator[str]:
     unit, each = unit_of(settings)
-    shown = [run for run in planned.runs if run.in_table]
-    total, by_row, estimated = 0.0, dict[str, float](), False
+    total, estimated = 0.0, False
+    by_seed: dict[str, dict[int, float]] = {}  # row -> seed -> hours, of all its runs
     for run, seconds, how in expected(store, planned.runs, settings, planned.paths):
         hours = seconds / 3600 * each
         total += hours
         estimated |= how == "estimated"
         if run.in_table:
-            by_row[run.row] = hours
-    one = sum(by_row.values())
+            seeds = by_seed.setdefault(run.row, {})
+            seeds[run.spec.seed] = seeds.get(run.spec.seed, 0.0) + hours
     yield f"As planned: {len(planned.run_ids)} runs, {total:.3g} {unit} of training."
-    seeds = {row: sum(run.row == row for run in shown) for row in by_row}
-    further = sum(max(0, most - count) * by_row[row] for row, count in seeds.items())
+    one = {row: sum(seeds.values()) / len(seeds) for row, seeds in by_seed.items()}
+    further = sum(max(0, most - len(seeds)) * one[row] for row, seeds in by_seed.items())
     if most:
         yield (
             f"{most} seeds of every row, for the claim that needs most (to find its margin, or "
             f"what it seems): {total + further:.3g} {unit}. "
-            f"A further seed of all {len(by_row)} rows: {one:.3g} {unit}."
+            f"A further seed of all {len(one)} rows: {sum(one.values()):.3g} {unit}."
         )
     if estimated:
-        yield f"{how_estimated(settings).capitalize()}."
+        told = how_estimated(settings)
+        yield f"{told[0].upper()}{told[1:]}."

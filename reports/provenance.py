@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from harness.files import read_json, write_json
 from harness.spec import RunSpec
 from harness.store import Store
 from harness.track import Tracked, key
+from reports.table import STALE
 
 if TYPE_CHECKING:
     from reports.build import Report
@@ -91,7 +92,8 @@ def _digest(file: Path) -> str:
 def choice_of(file: Path) -> dict[str, Any]:
     """The arguments of the report that a file is of. Raises ConfigError."""
     stored = read_json(file)
-    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+    known = {"sweeps", "preset", "tables", "sections", "runs"}
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT or not known <= set(stored):
         raise ConfigError(f"{file}: not a report.json of this version; `harness report` writes one")
     return {name: stored[name] for name in ("sweeps", "preset", "tables")}
 
@@ -120,11 +122,21 @@ def _sections(stored: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str
         elif (section["header"], len(section["rows"])) != (other["header"], len(other["rows"])):
             yield f"{section['name']}: other columns, or rows, than the table has now"
         else:
+            if section["title"] != other["title"]:
+                yield f"{section['name']}: called {section['title']!r} in the file"
+            for note in _differ(section["notes"], other["notes"]):
+                yield f"{section['name']}: not a note of it now: {note}"
             for line, others in zip(section["rows"], other["rows"], strict=True):
                 for title, cell, new in zip(section["header"], line, others, strict=True):
                     where = f"{section['name']}: {line[0]['text']}: {title}"
                     yield from (f"{where}: {told}" for told in _cell(cell, new))
     yield from (f"{name}: this table is new" for name in known)
+
+
+def _differ(stored: Sequence[str], now: Sequence[str]) -> list[str]:
+    """Notes of the file that the table has not now; of stale code is none."""
+    known = {_fresh(note) for note in now}
+    return [note for note in stored if not note.startswith(STALE) and _fresh(note) not in known]
 
 
 def _cell(stored: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
@@ -134,8 +146,13 @@ def _cell(stored: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} is {before.get(name)} in the file, {after.get(name)} now"
     if sorted(stored["runs"]) != sorted(now["runs"]):
         yield f"of runs {', '.join(stored['runs'])} in the file, {', '.join(now['runs'])} now"
-    if not before and stored["text"] != now["text"]:
+    if _fresh(stored["text"]) != _fresh(now["text"]):
         yield f"{stored['text']!r} in the file, {now['text']!r} now"
+
+
+def _fresh(text: str) -> str:
+    """Without the mark of code that has changed since."""
+    return text.replace(STALE, "").strip()
 
 
 def _same(first: Any, second: Any) -> bool:
@@ -151,9 +168,10 @@ def _runs(stored: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
         if after is None:
             yield f"run {run_id}: is not in the report now"
             continue
-        for name in ("spec", "fingerprint", "predictions"):
-            if before[name] != after[name]:
-                yield f"run {run_id}: its {name} has another digest than in the file"
+        for name in sorted({*before, *after} - {"mlflow"}):  # which is another in each database
+            if before.get(name) != after.get(name):
+                what = f"{before.get(name)} in the file, {after.get(name)} now"
+                yield f"run {run_id}: its {name} is another: {what}"
 
 
 def _rescored(store: Store, run: Tracked) -> Iterator[str]:

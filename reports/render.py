@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import re
+import unicodedata
 
 from reports.table import Cell, Table
 
@@ -27,7 +29,30 @@ LATEX = {
     "†": r"\dag{}",
     "‡": r"\ddag{}",
     "\N{EN DASH}": "--",
+    "\N{EM DASH}": "---",
+    "\N{HORIZONTAL ELLIPSIS}": r"\dots{}",
+    "\N{LEFT SINGLE QUOTATION MARK}": "`",
+    "\N{RIGHT SINGLE QUOTATION MARK}": "'",
+    "\N{LEFT DOUBLE QUOTATION MARK}": "``",
+    "\N{RIGHT DOUBLE QUOTATION MARK}": "''",
+    "\N{GREATER-THAN OR EQUAL TO}": r"$\geq$",
+    "\N{LESS-THAN OR EQUAL TO}": r"$\leq$",
+    "\N{ALMOST EQUAL TO}": r"$\approx$",
+    "\N{NOT EQUAL TO}": r"$\neq$",
+    "\N{RIGHTWARDS ARROW}": r"$\rightarrow$",
+    "\N{NO-BREAK SPACE}": "~",
+    "\N{DEGREE SIGN}": r"$^\circ$",
+    "\N{MICRO SIGN}": r"$\mu$",
+    "\N{MIDDLE DOT}": r"$\cdot$",
 }
+LATIN = 0x180
+"""letters below are in pdfLaTeX's fonts"""
+GREEK = (
+    "GAMMA", "DELTA", "THETA", "LAMBDA", "XI", "PI", "SIGMA", "UPSILON", "PHI", "PSI", "OMEGA",
+    "ALPHA", "BETA", "EPSILON", "ZETA", "ETA", "IOTA", "KAPPA", "MU", "NU", "RHO", "TAU", "CHI",
+)  # fmt: skip
+CAPITALS = GREEK[:11]
+"""of capitals only these have a command: others look as Latin ones do"""
 
 
 ALONE = (
@@ -41,7 +66,13 @@ ALONE = (
 
 def markdown(table: Table) -> str:
     """A heading, a pipe table, and the footnotes as a list."""
-    lines = [f"### {table.title}", "", table.subtitle, "", _pipe([*map(_plain, table.header)])]
+    lines = [
+        f"### {_plain(table.title)}",
+        "",
+        table.subtitle,
+        "",
+        _pipe([*map(_plain, table.header)]),
+    ]
     lines.append(_pipe(["---", *["---:"] * (len(table.header) - 1)]))
     lines += [_pipe([_marked(cell) for cell in row]) for row in table.rows]
     lines += ["", *(f"- {_plain(note)}" for note in table.footnotes)]
@@ -53,7 +84,9 @@ def _pipe(cells: list[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    return text.replace("|", r"\|").replace("*", r"\*")
+    """In one line, and no markup."""
+    told = " ".join(text.split()).replace("|", r"\|").replace("*", r"\*")
+    return re.sub(r"<(?=[A-Za-z/!?])", r"\<", told)
 
 
 def _marked(cell: Cell) -> str:
@@ -96,8 +129,22 @@ def latex(table: Table) -> str:
 
 
 def escape(text: str) -> str:
-    """Plain text as LaTeX prints it."""
-    return "".join(LATEX.get(letter, letter) for letter in text)
+    """Plain text as LaTeX prints it, in one paragraph; `[U+4E2D]` for what pdfLaTeX has not."""
+    joined = " ".join(text.split()).replace("--", "-{}-")
+    return "".join(_letter(letter) for letter in joined.replace("-{}-", "\0"))
+
+
+def _letter(letter: str) -> str:
+    if letter == "\0":
+        return "-{}-"
+    if letter in LATEX or ord(letter) < LATIN:
+        return LATEX.get(letter, letter)
+    name = unicodedata.name(letter, "").replace("LAMDA", "LAMBDA").split(" LETTER ")
+    if len(name) == 2 and name[0] == "GREEK SMALL" and name[1] in GREEK:
+        return rf"$\{name[1].lower()}$"
+    if len(name) == 2 and name[0] == "GREEK CAPITAL" and name[1] in CAPITALS:
+        return rf"$\{name[1].capitalize()}$"
+    return f"[U+{ord(letter):04X}]"
 
 
 def _header(name: str) -> str:
@@ -106,6 +153,8 @@ def _header(name: str) -> str:
 
 def _latex_cell(cell: Cell) -> str:
     text = escape(cell.text)
+    if text.startswith(("[", "*")):  # which the end of the row before would take for its own
+        text = f"{{}}{text}"
     if cell.tied:
         return rf"\underline{{{text}}}"
     return rf"\textbf{{{text}}}" if cell.bold else text

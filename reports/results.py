@@ -9,7 +9,7 @@ from harness.reportspec import ReportSpec
 from harness.store import Store
 from reports.costs import NO_PAPER, cost_column, difference_column
 from reports.differences import Difference, holm, marks
-from reports.hits import difference, prepare
+from reports.hits import difference, prepare, runs_of_both
 from reports.numbers import MINUS, NONE, heading, interval_of, percent, share, target_of
 from reports.published import Published, published
 from reports.rows import Row
@@ -108,7 +108,7 @@ def _reference_column(report: ReportSpec, store: Store, rows: Sequence[Row]) -> 
         raw: dict[str, Any] = {"difference": told.mean, "low": low, "high": high}
         raw |= {"p_holm": p, "seeds": told.seeds, "clusters": told.clusters}
         named = {f"{metric}_minus_reference_{name}": value for name, value in raw.items()}
-        return Cell(interval_of(told) + sure, named, runs=(*row.run_ids, *base.run_ids))
+        return Cell(interval_of(told) + sure, named, runs=runs_of_both(row, base))
 
     return f"{heading(metric)} {MINUS} {base.label}, points", ours, blank
 

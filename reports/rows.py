@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ QUESTIONS = {
     "narration": "narration", "masked_narration": "masked narration",
     "shuffled_narration": "narration of another segment",
 }  # fmt: skip
-IN_WORDS = {"new": "not run"}
+IN_WORDS = {"new": "not run", "pruned": "ended by a search"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,13 @@ class Row:
     """metric -> what the authors of its checkpoint report, %"""
     block: str = ""
     """part of the table it stands in: rows of different blocks are not compared"""
+    written: str = ""
+    """its label in the sweep file, which others may share; empty if it is its label"""
+
+    @property
+    def head(self) -> str:
+        """What rows that differ only in an axis have in common."""
+        return self.written or self.label
 
     @property
     def done(self) -> tuple[SeedResult, ...]:
@@ -209,7 +216,21 @@ def collect(
     for run in record["runs"]:
         if run["in_table"]:
             planned.setdefault(run["row"], []).append(run)
-    return tuple(_row(store, tracked, name, runs) for name, runs in planned.items())
+    rows = [_row(store, tracked, name, runs) for name, runs in planned.items()]
+    shared = Counter((row.block, row.label) for row in rows)
+    return tuple(
+        replace(row, label=_told_apart(row), written=row.label)
+        if shared[row.block, row.label] > 1
+        else row
+        for row in rows
+    )
+
+
+def _told_apart(row: Row) -> str:
+    """Its label with the axis that sets it apart: `MLP, tokens=patch` of the row `mlp
+    tokens=patch`."""
+    _, _, axis = row.name.partition(" ")
+    return f"{row.label}, {axis or row.name}"
 
 
 def _row(
@@ -221,7 +242,7 @@ def _row(
     seeds = tuple(_seed(store, tracked, seed, ids) for seed, ids in by_seed.items())
     first = next((seed for seed in seeds if seed.state == "done"), None)
     samples, counts, grouped = 0, {}, False
-    if first is not None and first.metrics:  # a run that counts cost has no predictions
+    if first is not None and _have_predictions(store, first.run_ids):
         said = predictions(store, first.run_ids)
         samples = len(said.ids)
         found = shares(said.subsets, set(targets_of(said)))
@@ -251,6 +272,11 @@ def _seed(
     else:
         metrics = {key(name): value for name, value in scores(predictions(store, run_ids)).items()}
     return SeedResult(seed, tuple(run_ids), state, mine, metrics)
+
+
+def _have_predictions(store: Store, run_ids: Sequence[str]) -> bool:
+    """A run that counts cost has none, and files may have been deleted since."""
+    return all(store.run(run_id).predictions_file.is_file() for run_id in run_ids)
 
 
 def predictions(store: Store, run_ids: Sequence[str]) -> Predictions:

@@ -19,6 +19,7 @@ from reports.rows import Row, predictions
 
 if TYPE_CHECKING:
     from harness.contracts import Sample
+    from harness.evaluate import Predictions
     from reports.sections import Section
 
 SHOWN = 40
@@ -35,13 +36,14 @@ def samples_of_section(store: Store, section: Section) -> dict[str, Any] | None:
     `note` says what keeps their contents from being shown.
     """
     assert section.report is not None
-    rows = [row for row in section.rows if row.done and not row.is_reference]
+    done = [row for row in section.rows if row.done and not row.is_reference]
+    rows = [row for row in done if row.samples]
     metric = section.report.metrics[-1]
     said = {row.name: predictions(store, row.done[0].run_ids) for row in rows}
     first = next(iter(said.values()), None)
     if first is None:
         return None
-    alike = [row for row in rows if np.array_equal(said[row.name].ids, first.ids)]
+    alike = [row for row in rows if _alike(said[row.name], first)]
     chosen = _chosen(store, alike, metric)
     if not len(chosen):
         return None
@@ -67,6 +69,17 @@ def samples_of_section(store: Store, section: Section) -> dict[str, Any] | None:
             }
         )
     return {"samples": found, "note": note, "rows": {row.name: row.label for row in alike}}
+
+
+def _alike(said: Predictions, first: Predictions) -> bool:
+    """Whether it is of the same samples, with the same truth."""
+    return said.targets.keys() == first.targets.keys() and all(
+        np.array_equal(one, other)
+        for one, other in (
+            (said.ids, first.ids),
+            *((of, first.targets[target]) for target, of in said.targets.items()),
+        )
+    )
 
 
 def _chosen(store: Store, rows: Sequence[Row], metric: str) -> Any:

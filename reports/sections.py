@@ -35,6 +35,8 @@ class Section:
     figures: str = ""
     """which it has: those of `results`, of a `search`, or none"""
     report: ReportSpec | None = None
+    kind: str = ""
+    """`claims`, if it is of those"""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Source:
                 yield from self._results(report)
         claims = claims_table(self.record, self.where, self.store, self.rows)
         if claims is not None and views[0] in wanted:
-            yield Section(f"{self.stem}-claims", claims, self.rows)
+            yield Section(f"{self.stem}-claims", claims, self.rows, kind="claims")
 
     def _costs(self, name: str) -> Section:
         own = name == self.record["report"]["table"]

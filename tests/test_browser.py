@@ -21,7 +21,7 @@ SERIOUS = ("serious", "critical")
 SWEEP = """
 report:
   table: tiny
-  title: "A tiny kitchen & its heads, 100 % real_runs"
+  title: "A tiny kitchen & its heads, 100 % real_runs, Δ ≥ 0 中"
   metrics: [verb_top1, noun_top1, action_top1]
   reference: fused
 claims:
@@ -34,7 +34,7 @@ base:
   width: 16
   train: {epochs: 2, batch_size: 16, optimiser: adamw, warmup_epochs: 1}
 runs:
-  video: {label: Video only, fusion: {name: single}, encoders.text: null}
+  video: {label: "[Video] only", fusion: {name: single}, encoders.text: null}
   fused: {label: Mamba (shared A), fusion: {name: mamba_shared, options: {d_state: 4}}}
 seeds: [0, 1, 2]
 """

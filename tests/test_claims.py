@@ -1,6 +1,6 @@
 """Claims: what is wrong with them in a file, the verdicts, how often these are wrong, and power."""
 
-import json
+import shlex
 from dataclasses import replace
 
 import numpy as np
@@ -14,11 +14,12 @@ from harness.slurm import SlurmSettings
 from reports.build import Choice, gather
 from reports.claims import claims_table
 from reports.differences import Difference, Parts, crossed
+from reports.hits import difference
 from reports.missing import missing
 from reports.numbers import NONE
 from reports.power import Assumed, power_of
 from reports.statistics import MIN_SEEDS
-from reports.verdicts import settled, verdicts
+from reports.verdicts import below, settled, verdicts
 
 SWEEP = """
 report: {table: tiny, title: "A tiny sweep", metrics: [verb_top1, noun_top1]}
@@ -148,6 +149,21 @@ def test_the_seeds_that_are_named_settle_a_claim_about_four_times_in_five():
     assert 0.65 <= found / 400 <= 0.95
 
 
+def test_the_seeds_that_show_two_rows_equal_do_so_four_times_in_five():
+    rng, margin, how, found = np.random.default_rng(9), 0.02, (138, 0.02, 0.03), 0
+    pilots = [crossed(*drawn(rng, 3, *how)) for _ in range(40)]
+    needed = [
+        next(n for n in range(3, 100) if margin >= below(pilot.with_seeds(n), 1))
+        for pilot in pilots
+    ]
+    seeds = round(float(np.median(needed)))
+    assert seeds > 3
+    for _ in range(400):
+        told = crossed(*drawn(rng, seeds, *how))
+        found += verdicts([(told, margin)])[0].verdict == "equivalent"
+    assert 0.7 <= found / 400 <= 0.97
+
+
 def test_no_number_of_seeds_makes_up_for_few_samples():
     few = Difference(0.01, 0.05, 2, 3, 10, 0.001, Parts(1e-7, 0.05**2, 1e-8))
     judged = verdicts([(few, 0.005)])[0]
@@ -231,7 +247,6 @@ def test_power_is_of_what_was_measured_where_seeds_were_run_and_else_assumed(ben
     (line,) = [one for one in text.splitlines() if one.startswith("| One is better")]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[3:6] == ["1", "assumed", "3"]
-    assert "400" not in cells
     assert "Assumed: rows vary by 0.5 points" in text
     more = power_of(bench.store, bench.uri, planned, SlurmSettings(), Assumed(0.5, 10.0, 100_000))
     (line,) = [one for one in more.splitlines() if one.startswith("| One is better")]
@@ -250,15 +265,89 @@ def test_power_without_claims_says_what_to_write(bench, tmp_path):
         power_of(bench.store, bench.uri, plan(file), SlurmSettings(), Assumed(0.5, 10, None))
 
 
-def test_power_of_a_pilot_is_that_of_its_own_variance(bench):
-    record = next(one for one in bench.store.sweeps() if one["name"] == "table3")
-    assert json.dumps(record["claims"])  # plain enough for a record
+def test_more_seeds_leave_what_the_samples_do_not_say(bench):
     made = gather(bench.store, bench.uri, Choice(["table3"]))
     rows = {row.name: row for row in made.sources[0].rows}
-    from reports.hits import difference
-
     told = difference(bench.store, rows["mlp"], rows["video"], "verb_top1")
     more = told.with_seeds(12)
     assert more.error < told.error
     assert more.error >= (told.parts.clusters - told.parts.both) ** 0.5
     assert told.with_seeds(told.seeds).error == pytest.approx(told.error)
+
+
+def test_power_of_rows_that_were_run_is_of_their_own_difference(tmp_path):
+    from report_bench import Bench, kitchen
+
+    from harness import track
+    from harness.store import Store
+
+    file = tmp_path / "tiny.yaml"
+    file.write_text(SWEEP)
+    planned, made = plan(file), Bench(Store(tmp_path / "runs"))
+    track.prepare(made.store)
+    for run in planned.runs:
+        folder = made.plan(run.row, run.label, run.spec)
+        more = 30 if run.row == "one" else 10
+        made.finish(folder, kitchen((more, 20 + run.spec.seed), (more, 20 + run.spec.seed)))
+    made.store.write_sweep(planned.record())
+    track.collect(made.store)
+    text = power_of(made.store, made.uri, planned, SlurmSettings(), Assumed(0.5, 10, None))
+    (line,) = [one for one in text.splitlines() if one.startswith("| One is better")]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[4] == "of 3 seeds, 100 groups or samples"
+    assert cells[9].endswith("(+20.0)")  # 30 of 50 more than 10
+    assert "Assumed" not in text
+
+
+def test_a_line_that_was_cut_short_is_left_out_and_the_next_one_is_whole(tmp_path, file):
+    from harness.store import Store
+
+    store = Store(tmp_path / "runs")
+    record = plan(file).record()
+    (tmp_path / "runs" / "sweeps").mkdir(parents=True)
+    (tmp_path / "runs" / "sweeps" / "claims.jsonl").write_text('{"sweep": "t", "pre')
+    store.write_sweep(record)
+    before = store.declared(record)
+    assert before["better"]["done"] == 0
+    store.write_sweep(record)
+    assert store.declared(record) == before
+    assert store.sweeps()[0]["claims"] == record["claims"]
+
+
+def test_rows_of_one_label_are_told_apart_by_their_axis(tmp_path):
+    from report_bench import Bench, kitchen, kitchen_spec
+
+    from harness import track
+    from harness.store import Store
+
+    made = Bench(Store(tmp_path / "runs"))
+    track.prepare(made.store)
+    for name in ("mlp tokens=frame", "mlp tokens=patch", "mean"):
+        for seed in range(3):
+            folder = made.plan(name, "Mean" if name == "mean" else "MLP", kitchen_spec(name, seed))
+            made.finish(folder, kitchen((20, 20), (20, 20)))
+    made.write_sweep("table3", "demo", {"table": "t", "title": "T", "metrics": ["verb_top1"]})
+    track.collect(made.store)
+    rows = gather(made.store, made.uri, Choice()).sources[0].rows
+    assert [row.label for row in rows] == ["MLP, tokens=frame", "MLP, tokens=patch", "Mean"]
+    assert [row.head for row in rows] == ["MLP", "MLP", "Mean"]
+
+
+def test_no_command_is_told_where_seeds_are_more_than_a_number(tmp_path):
+    made = written(tmp_path)
+    record = next(one for one in made.store.sweeps() if one["name"] == "watch")
+    made.store.write_sweep({**record, "file": "my sweeps/watch.yaml"})
+    told = missing(gather(made.store, made.uri, Choice(["watch"])))
+    (few,) = [one for one in told if "fewer than 3 seeds" in one.what]
+    assert "accel logistic" not in few.what
+    assert few.command == ""  # two folds to a seed
+
+
+def test_commands_can_be_typed_as_they_stand(bench):
+    record = next(one for one in bench.store.sweeps() if one["name"] == "table3")
+    other = {**record, "name": "odd", "file": "my file.yaml", "settings": ["report.title='A, B'"]}
+    bench.store.write_sweep(other)
+    told = missing(gather(bench.store, bench.uri, Choice(["odd"])))
+    words = shlex.split(told[0].command)
+    assert words[2] == "my file.yaml"
+    assert words[words.index("--set") + 1] == "report.title='A, B'"

@@ -88,6 +88,15 @@ def test_an_interval_of_95_percent_holds_the_truth_in_93_to_97_of_100(seeds, of_
     assert 0.93 <= held / 2000 <= 0.97
 
 
+@pytest.mark.parametrize(("seeds", "videos"), [(3, 2), (10, 2), (5, 3), (10, 4), (3, 6)])
+def test_of_few_groups_many_seeds_make_nothing_sure(seeds, videos):
+    rng, held = np.random.default_rng(seeds), 0
+    for _ in range(1000):
+        low, high = crossed(*drawn(rng, seeds, videos, 0.01, 0.1)).interval
+        held += low <= 0 <= high
+    assert held / 1000 >= 0.93
+
+
 @pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize("rows", [2, 4])
 def test_of_equal_rows_one_is_called_the_best_in_at_most_6_of_100(seeds, rows):

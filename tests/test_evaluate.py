@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from harness.actions import pair_rank
-from harness.evaluate import Predictions, hits_by_metric, metric_names, rank_of, scores
+from harness.evaluate import Predictions, measures, metric_names, rank_of, scores
 
 
 def predictions(verb, noun, verb_truth, noun_truth, subsets=None) -> Predictions:
@@ -66,7 +66,7 @@ def test_the_names_of_metrics_are_known_without_predictions(classes):
         {name: np.zeros((3, size), np.float32) for name, size in classes.items()},
     )  # fmt: skip
     assert sorted(metric_names(classes)) == sorted(scores(said))
-    assert set(hits_by_metric(said)) <= set(scores(said))
+    assert {one.name for one in measures(said)} == set(scores(said))
 
 
 def test_recall_is_the_mean_over_the_classes_that_occur():
@@ -98,4 +98,4 @@ def test_recall_counts_a_rare_class_as_much_as_a_common_one():
 
 def test_top5_is_left_out_where_five_classes_are_all_there_are():
     said = predictions([[1, 0]], [[1, 0]], [0], [0])
-    assert "verb_top5" not in hits_by_metric(said)
+    assert "verb_top5" not in {one.name for one in measures(said)}

@@ -2,14 +2,17 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from report_bench import written
+from report_bench import kitchen_spec, written
 from typer.testing import CliRunner
 
 from harness.cli import app
+from harness.config import ConfigError
 from reports.build import Choice, gather, write
+from reports.hits import difference
 from reports.provenance import check, choice_of
 
 
@@ -130,9 +133,19 @@ def test_a_report_is_derived_again_and_any_difference_is_named(tmp_path):
     cell = next(c for line in table["rows"] for c in line if c["values"].get("verb_top1_mean"))
     cell["values"]["verb_top1_mean"] += 1e-6
     file.write_text(json.dumps(stored))
-    (told,) = again(made, file)
+    told = again(made, file)[0]
     assert told.startswith("table3-demo: Video only")
     assert "verb_top1_mean is 0.600001" in told
+
+    stored = json.loads(text)
+    table = next(one for one in stored["sections"] if one["name"] == "table3-demo")
+    table["title"], table["notes"][0] = "Another", "Nobody said this"
+    table["rows"][0][2]["text"] = "99.9 ± 0.0"
+    stored["runs"][next(iter(stored["runs"]))]["commit"] = "f" * 40
+    file.write_text(json.dumps(stored))
+    told = "\n".join(again(made, file))
+    for part in ("called 'Another'", "Nobody said this", "'99.9 ± 0.0'", "its commit is another"):
+        assert part in told
 
     file.write_text(text)
     run_id = next(iter(stored["runs"]))
@@ -141,7 +154,7 @@ def test_a_report_is_derived_again_and_any_difference_is_named(tmp_path):
     said.logits["verb"][:, 0] += 100.0  # now all are right
     folder.write_predictions(said)
     told = again(made, file)
-    assert any(f"run {run_id}: its predictions has another digest" in line for line in told)
+    assert any(f"run {run_id}: its predictions is another:" in line for line in told)
     assert any(f"run {run_id}: verb_top1 is 1.0 by its predictions" in line for line in told)
 
 
@@ -159,6 +172,56 @@ def test_the_command_checks_a_report_and_fails_where_it_differs(tmp_path, monkey
     wrong = CliRunner().invoke(app, ["report", "--check", str(file)])
     assert wrong.exit_code == 1
     assert "this table is new" in wrong.stdout
-    (tmp_path / "other.json").write_text("{}")
-    other = CliRunner().invoke(app, ["report", "--check", "other.json"])
-    assert other.exit_code != 0
+    for text in ("{}", '{"format": 1}'):
+        (tmp_path / "other.json").write_text(text)
+        with pytest.raises(ConfigError, match=r"not a report\.json of this version"):
+            choice_of(tmp_path / "other.json")
+    both = CliRunner().invoke(app, ["report", "table3", "--check", str(file)])
+    assert both.exit_code == 2
+
+
+def test_a_row_without_predictions_is_compared_with_none_and_ends_no_report(tmp_path):
+    made = written(tmp_path)
+    run_id = kitchen_spec("late_logits", 1).run_id
+    made.store.run(run_id).predictions_file.unlink()
+    write(gather(made.store, made.uri, Choice(["table3"])), tmp_path / "out", page=True)
+    text = (tmp_path / "out" / "table3-demo.md").read_text()
+    assert "71.0 ± 1.0" in text
+
+
+def rows_of(made):
+    (source,) = gather(made.store, made.uri, Choice(["table3"])).sources
+    return {row.name: row for row in source.rows}
+
+
+def test_a_row_tested_on_other_samples_of_the_same_names_is_not_compared(tmp_path):
+    made = written(tmp_path)
+    for seed in range(3):
+        folder = made.store.run(kitchen_spec("late_logits", seed).run_id)
+        said = folder.predictions()
+        said.targets["verb"][:] = 1
+        folder.write_predictions(said)
+    rows = {
+        row.name: row for row in gather(made.store, made.uri, Choice(["table3"])).sources[0].rows
+    }
+    assert difference(made.store, rows["mlp"], rows["late"], "verb_top1") is None
+    assert difference(made.store, rows["mlp"], rows["video"], "verb_top1") is not None
+
+
+def test_a_sample_that_one_seed_lacks_makes_no_folds_of_the_others(tmp_path):
+    made = written(tmp_path)
+    rows = {
+        row.name: row for row in gather(made.store, made.uri, Choice(["table3"])).sources[0].rows
+    }
+    whole = difference(made.store, rows["mlp"], rows["video"], "verb_top1")
+    folder = made.store.run(kitchen_spec("mlp", 0).run_id)
+    said = folder.predictions()
+    part = {name: value[1:] for name, value in said.targets.items()}
+    logits = {name: value[1:] for name, value in said.logits.items()}
+    folder.write_predictions(
+        replace(said, ids=said.ids[1:], groups=said.groups[1:], subsets=said.subsets[1:],
+                targets=part, logits=logits)
+    )  # fmt: skip
+    told = difference(made.store, rows["mlp"], rows["video"], "verb_top1")
+    assert (told.clusters, told.seeds, told.folds) == (99, 3, False)
+    assert told.error == pytest.approx(whole.error, rel=0.05)

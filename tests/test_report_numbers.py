@@ -206,3 +206,13 @@ def test_the_protocol_is_told_once_where_rows_share_it_and_by_row_where_they_do_
     assert action_rule(["label_top1"]) == ""
     assert action_rule(["action_joint_top1"]) == "a head over the actions that exist"
     assert action_rule(["action_top1"]).startswith("verb and noun both right")
+
+
+def test_whatever_a_label_holds_is_one_line_of_latex_and_of_a_pipe_table():
+    said = "[a] \N{GREEK SMALL LETTER LAMDA}\n\n\N{GREATER-THAN OR EQUAL TO} \u4e2d --set <b>x|y"
+    table = Table(f"T\n\n{said}", "s", ("Row", "x"), ((Cell(said), Cell("1")),), (said,))
+    text = latex(table)
+    assert r"{}[a] $\lambda$ $\geq$ [U+4E2D] -{}-set $<$b$>$x$|$y & 1 \\" in text
+    assert "\n\n" not in text
+    (row,) = [line for line in markdown(table).splitlines() if line.startswith("| [a]")]
+    assert row.endswith(r"\<b>x\|y | 1 |")
