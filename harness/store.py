@@ -140,9 +140,8 @@ class Store:
 
     def read_search(self, name: str, preset: str) -> dict[str, Any]:
         """What `write_search` wrote last; empty if it never did."""
-        return dict(
-            read_json(self.root / "sweeps" / f"{name}-{preset or 'plain'}-search.json") or {}
-        )
+        file = self.root / "sweeps" / f"{name}-{preset or 'plain'}-search.json"
+        return {key: value for key, value in (read_json(file) or {}).items() if key != "time"}
 
     def sweeps(self) -> list[dict[str, Any]]:
         """The latest record of every sweep and preset, by name."""

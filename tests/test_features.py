@@ -85,6 +85,7 @@ def content(folder: Path):
     return read_manifest(folder / "data.yaml")
 
 
+@pytest.mark.slow
 def test_the_steps_of_the_document_end_in_a_table(mine, capsys):
     """Literally: its manifest, and each of its commands."""
     text = DOC.read_text()

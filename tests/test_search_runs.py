@@ -185,6 +185,7 @@ def workers_of(folder: Path) -> list[int]:
     return [pid for pid in found if Path(f"/proc/{pid}").exists()]
 
 
+@pytest.mark.slow
 def test_killed_five_times_at_random_a_search_loses_nothing_and_runs_nothing_twice(tmp_path):
     space = SPACE.replace("trials: 6", "trials: 5")
     base = SEARCH.replace("steps_per_epoch: 2", "steps_per_epoch: 30")

@@ -52,11 +52,11 @@ def tables(store, out):
 
 
 def contents(root):
-    """Every file of a store but locks and leases, with its bytes."""
+    """Every file of a store but locks and leases, with its bytes; without when it was stored."""
     named = (file for file in root.rglob("*") if file.is_file())
     hidden = re.compile(r"lease\..*|\..*|.*\.lock|mlflow\.db")
     return {
-        str(file.relative_to(root)): file.read_bytes()
+        str(file.relative_to(root)): re.sub(rb',\n "time": [\d.]+\n}', b"\n}", file.read_bytes())
         for file in named
         if not hidden.fullmatch(file.name)
     }
