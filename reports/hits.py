@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -98,7 +98,7 @@ def _pairs(store: Store, first: Row, second: Row, metric: str) -> list[tuple[Hit
 def _common(every: Sequence[Hits]) -> list[Hits] | None:
     """All of them on the samples that they share; None if these are too few, or not the same."""
     ids = every[0].ids
-    if any(not np.array_equal(hits.ids, ids) for hits in every):
+    if any(not _equal(hits.ids, ids) for hits in every):
         for hits in every[1:]:
             ids = np.intersect1d(ids, hits.ids, assume_unique=True)
         if len(ids) < ALIKE * max(len(hits.ids) for hits in every):
@@ -107,7 +107,7 @@ def _common(every: Sequence[Hits]) -> list[Hits] | None:
     first = every[0].truths
     for hits in every[1:]:
         both = first.keys() & hits.truths.keys()
-        if not both or any(not np.array_equal(first[name], hits.truths[name]) for name in both):
+        if not both or any(not _equal(first[name], hits.truths[name]) for name in both):
             return None  # the ids are equal by chance: other data
     return list(every)
 
@@ -126,9 +126,10 @@ def _hits(store: Store, row: Row, metric: str) -> dict[int, Hits]:
 def prepare(store: Store, rows: Sequence[Row], metrics: Sequence[str]) -> None:
     """Score the rows by all of the metrics at once: predictions are read only once then."""
     done = [row for row in rows if row.done]
-    for row in done if len(done) > 1 else ():  # one alone is compared with nothing
-        for seed in row.done:
-            _known(store, seed, metrics)
+    if len(done) < 2:  # one alone is compared with nothing
+        return
+    with ThreadPoolExecutor() as pool:  # unpacking and sorting leave the interpreter free
+        list(pool.map(lambda seed: _known(store, seed, metrics), (s for r in done for s in r.done)))
 
 
 def scored(
@@ -189,13 +190,17 @@ def _of_files(run_ids: tuple[str, ...], files: tuple[tuple[str, int], ...]) -> _
     return _Known()
 
 
-_arrays: dict[bytes, Any] = {}
+_arrays: dict[tuple[str, int], Any] = {}
 
 
 def _shared(array: Any) -> Any:
     """One array for all runs that were tested on the same samples."""
-    digest = hashlib.sha256(array.tobytes()).digest() + str(array.dtype).encode()
-    return _arrays.setdefault(digest, array)
+    known = _arrays.setdefault((array.dtype.str, hash(array.tobytes())), array)
+    return known if np.array_equal(known, array) else array
+
+
+def _equal(first: Any, second: Any) -> bool:
+    return first is second or np.array_equal(first, second)
 
 
 def accuracy_by_group(store: Store, row: Row, metric: str) -> dict[str, float]:
