@@ -49,7 +49,7 @@ def samples_of_section(store: Store, section: Section) -> dict[str, Any] | None:
         return None
     order = np.argsort(first.ids, kind="stable")
     places = order[chosen]
-    contents, note = _contents(store, alike[0], places)
+    contents, note = _contents(store, max(alike, key=lambda row: len(row.streams)), places)
     names = class_names(store, alike[0])
     found = []
     for place in places.tolist():
@@ -132,7 +132,7 @@ def _contents(store: Store, row: Row, places: Any) -> tuple[dict[int, Any], str]
                 found[place] = {
                     name: shown
                     for name, stream in dataset.streams.items()
-                    if name in sample.streams and (shown := _shown(sample, name, stream.kind))
+                    if name in spec.encoders and (shown := _shown(sample, name, stream.kind))
                 }
     except (ConfigError, ValueError, OSError, LookupError) as error:
         told = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,5 +1,7 @@
 """EPIC-Kitchens-100 from rows of the real schema and stamped footage: what a sample shows, when."""
 
+import json
+import re
 from pathlib import Path
 
 import ek100_bench as bench
@@ -318,8 +320,15 @@ def test_the_papers_tables_are_run_on_it_from_end_to_end(folder, table):
     done = bench.harness(folder, "sweep", file, "--preset=ek100", "--launcher=inline", *words)
     assert done.returncode == 0, done.stderr
     assert "absent" not in done.stderr
-    said = bench.harness(folder, "report", table, "--preset=ek100")
+    said = bench.harness(folder, "report", table, "--preset=ek100", "--html")
     assert said.returncode == 0, said.stderr
+    page = (folder / "runs" / "report" / "index.html").read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
+    (samples,) = [found for found in data["samples"].values() if found["samples"]][:1]
+    assert samples["note"] == ""
+    shown = samples["samples"][0]["shown"]
+    assert shown["video"]["src"].startswith("data:image/jpeg;base64,")
+    assert shown["text"]["text"]
     store = Store(folder / "runs")
     (record,) = [one for one in store.sweeps() if one["name"] == table]
     for row in record["runs"]:

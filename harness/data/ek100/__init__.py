@@ -166,8 +166,10 @@ class Ek100(Dataset):
             found = Classes.read(self._place("annotations", "the annotations"))
         except ValueError:
             return {}
-        known = {"verb": found.verbs, "noun": found.nouns}
-        return {kind: [one.key for one in known[kind]] for kind in known if kind in self.targets}
+        verbs, nouns = ([one.key for one in of] for of in (found.verbs, found.nouns))
+        actions = [f"{verbs[verb]} {nouns[noun]}" for verb, noun in self.actions()]
+        named = {"verb": verbs, "noun": nouns, "action": actions}
+        return {kind: names for kind, names in named.items() if kind in self.targets}
 
     @cached_property
     def annotations(self) -> Annotations:
