@@ -11,7 +11,7 @@ from harness.track import Tracked, histories, key
 from reports.footnotes import best_on_select
 from reports.gains import class_gains, class_names
 from reports.numbers import heading, target_of
-from reports.rows import Row
+from reports.rows import Row, trained
 from reports.samples import samples_of_section
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _run(store: Store, run: Tracked, row: Row, seed: int, diffs: dict[str, str])
 def _add_curves(runs: Mapping[str, Any], section: Section, uri: str) -> None:
     """By epoch: the section's metrics on the select split."""
     assert section.report is not None
-    shown = [r for row in section.rows for r in row.runs if r.params["train.method"] == "gradient"]
+    shown = trained(section.rows)
     for metric in section.report.metrics:
         for run_id, points in histories(uri, shown, f"select/{key(metric)}").items():
             if points:

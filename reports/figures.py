@@ -22,7 +22,7 @@ from reports.lengths import length_curves
 from reports.looks import looks as looks_of
 from reports.numbers import heading
 from reports.results import subset_metrics
-from reports.rows import Row, SeedResult
+from reports.rows import Row, SeedResult, trained
 from reports.spectra import spectra
 
 STYLE = Path(__file__).parent / "style.mplstyle"
@@ -81,9 +81,9 @@ def learning_curves(report: ReportSpec, rows: Sequence[Row], tracking_uri: str) 
     figure = Figure(figsize=(3.6 * len(metrics) + 2.4, 3.6))
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
     lines: dict[str, Any] = {}
-    trained = [r for row in rows for r in row.runs if r.params.get("train.method") == "gradient"]
+    shown = trained(rows)
     for panel, metric in zip(panels, metrics, strict=True):
-        known = histories(tracking_uri, trained, f"select/{key(metric)}")
+        known = histories(tracking_uri, shown, f"select/{key(metric)}")
         for row in rows:
             epochs, values = _curve(row, known)
             if not len(epochs):

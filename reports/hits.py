@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -42,10 +42,9 @@ def difference(store: Store, first: Row, second: Row, metric: str) -> Difference
     pairs = _pairs(store, first, second, metric)
     if not pairs:
         return None
-    same = _common([hits for pair in pairs for hits in pair])
+    same = _stacked(pairs)
     if same is not None:
-        values = np.stack([a.values - b.values for a, b in zip(same[::2], same[1::2], strict=True)])
-        return crossed(values, same[0].groups)
+        return crossed(same.values, same.groups)
     parts = []
     for pair in pairs:  # each seed is tested on samples of its own
         a, b = pair
@@ -54,15 +53,11 @@ def difference(store: Store, first: Row, second: Row, metric: str) -> Difference
     return nested(parts)
 
 
-def difference_by_sample(store: Store, first: Row, second: Row, metric: str) -> Any:
+def difference_by_sample(store: Store, first: Row, second: Row, metric: str) -> Hits | None:
     """Of every sample first minus second, means over the seeds that both have, as `Hits`; None
     where seeds or rows were not tested on the same samples."""
-    pairs = _pairs(store, first, second, metric)
-    same = _common([hits for pair in pairs for hits in pair]) if pairs else None
-    if same is None:
-        return None
-    values = [a.values - b.values for a, b in zip(same[::2], same[1::2], strict=True)]
-    return Hits(same[0].ids, same[0].groups, np.mean(values, axis=0), same[0].truths)
+    same = _stacked(_pairs(store, first, second, metric))
+    return None if same is None else replace(same, values=same.values.mean(axis=0))
 
 
 def shared_seeds(first: Row, second: Row) -> set[int]:
@@ -93,6 +88,15 @@ def _pairs(store: Store, first: Row, second: Row, metric: str) -> list[tuple[Hit
             return []
         found.append(tuple(pair))
     return found
+
+
+def _stacked(pairs: Sequence[tuple[Hits, ...]]) -> Hits | None:
+    """The differences of all seeds, (seeds, samples); None where they were tested on others."""
+    same = _common([hits for pair in pairs for hits in pair]) if pairs else None
+    if same is None:
+        return None
+    values = np.stack([a.values - b.values for a, b in zip(same[::2], same[1::2], strict=True)])
+    return replace(same[0], values=values)
 
 
 def _common(every: Sequence[Hits]) -> list[Hits] | None:

@@ -208,6 +208,11 @@ def in_words(state: str) -> str:
     return IN_WORDS.get(state, state)
 
 
+def trained(rows: Sequence[Row]) -> list[Tracked]:
+    """The runs that have epochs."""
+    return [r for row in rows for r in row.runs if r.params.get("train.method") == "gradient"]
+
+
 def collect(
     store: Store, tracked: Mapping[str, Tracked], record: Mapping[str, Any]
 ) -> tuple[Row, ...]:
